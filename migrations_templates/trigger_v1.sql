@@ -1,0 +1,9 @@
+-- One trigger of a watched table.  Replacing it is one statement, so no write goes by uncaptured.
+--
+-- Placeholders: trigger, kind, table (qualified name), transitions (REFERENCING clause or nothing), function.
+-- Rendered by: pgnotify_gql.capture.render.
+
+create or replace trigger {trigger}
+after {kind} on {table}
+{transitions}
+for each statement execute function {function}()

@@ -1,0 +1,97 @@
+"""
+A watch: the declaration that the changes of a model are captured, and with which columns.
+
+A watch is declared while models are being loaded, so it looks at nothing then; its fields are resolved when triggers
+are rendered or changes are decoded.  A mistake is reported by the system checks and by ``install_triggers``, and
+raises ``WatchError`` wherever else it is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import Field, Model
+
+from ..errors import WatchError
+from .kinds import ALL_KINDS, Kind
+from .values import decode
+
+Columns = Sequence[str] | Literal["__all__"] | None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """
+    Captures `kinds` of changes of `model`.
+
+    `columns` names the fields whose old and new values are captured beside the key: none by default, a list of
+    field names, or ``"__all__"``.
+    """
+
+    model: type[Model]
+    columns: tuple[str, ...] | Literal["__all__"] = ()
+    kinds: frozenset[Kind] = ALL_KINDS
+
+    @property
+    def label(self) -> str:
+        """Return the model's label, as in ``conversations.message``."""
+        return self.model._meta.label_lower
+
+    @cached_property
+    def key_fields(self) -> tuple[Field[Any, Any], ...]:
+        """Return the fields of the primary key, in order."""
+        return tuple(self.model._meta.pk_fields)
+
+    @cached_property
+    def fields(self) -> tuple[Field[Any, Any], ...]:
+        """Return the captured fields, the key's not among them unless named.
+
+        Raises WatchError for a name that is no column of the model's table.
+        """
+        local = self.model._meta.concrete_fields
+        if self.columns == "__all__":
+            return tuple(field for field in local if field.column)
+        return tuple(self._field(name) for name in self.columns)
+
+    @cached_property
+    def captured(self) -> Mapping[str, Field[Any, Any]]:
+        """Return captured fields and key fields by every name an application may use: name, attname, ``pk``."""
+        names: dict[str, Field[Any, Any]] = {}
+        for field in (*self.key_fields, *self.fields):
+            names[field.name] = names[field.attname] = field
+        if len(self.key_fields) == 1:
+            names["pk"] = self.key_fields[0]
+        return names
+
+    def pk(self, key: Sequence[Any]) -> Any:
+        """Return the primary key as Python value, a tuple when it is composite."""
+        values = tuple(decode(field, raw) for field, raw in zip(self.key_fields, key, strict=True))
+        return values[0] if len(values) == 1 else values
+
+    def values(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the Python values of a row image, by field name; columns no longer watched are left out."""
+        return {field.name: decode(field, image[field.column]) for field in self.fields if field.column in image}
+
+    def fetch(self, pk: Any) -> Model | None:
+        """Return the row as it is now, or None when it is gone.  Asks the database."""
+        return self.model._base_manager.filter(pk=pk).first()
+
+    def _field(self, name: str) -> Field[Any, Any]:
+        try:
+            field = self.model._meta.get_field(name)
+        except FieldDoesNotExist as error:
+            raise WatchError(self._unknown(name)) from error
+        if not isinstance(field, Field) or not field.column:
+            raise WatchError(self._unknown(name))
+        return field
+
+    def _unknown(self, name: str) -> str:
+        known = ", ".join(field.name for field in self.model._meta.concrete_fields)
+        return (
+            f"the watch of {self.label} names the column '{name}', which its table does not have: "
+            f"use one of {known}, or \"__all__\""
+        )

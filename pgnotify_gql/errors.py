@@ -1,0 +1,45 @@
+"""
+The tree of errors.
+
+Each class is one situation an application or an operator can react to; its message says what happened and what to
+do.  Errors of the driver are wrapped where they are met, with ``from``.
+"""
+
+from __future__ import annotations
+
+
+class PgnotifyGqlError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigurationError(PgnotifyGqlError):
+    """A setting is wrong; nothing was started."""
+
+
+class WatchError(PgnotifyGqlError):
+    """A watch cannot be captured as declared."""
+
+
+class TopicError(PgnotifyGqlError):
+    """A subscription waits for something that no watch captures."""
+
+
+class JournalMissingError(PgnotifyGqlError):
+    """The journal's tables are not in this database."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
+            f"database '{database}' has no journal: run `manage.py migrate pgnotify_gql --database {database}` first"
+        )
+
+
+class InstallError(PgnotifyGqlError):
+    """The triggers of a table could not be installed; the table is as it was."""
+
+
+class CursorError(PgnotifyGqlError):
+    """A cursor is not one of ours."""
+
+
+class CursorTooOldError(PgnotifyGqlError):
+    """The journal no longer holds everything after this cursor."""
