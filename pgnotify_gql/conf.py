@@ -1,0 +1,134 @@
+"""
+The settings, read from ``PGNOTIFY_GQL`` in Django's settings and nowhere else.
+
+Every key has a default and a type; an unknown key or a wrong value is an error, never ignored.  The layers below take
+plain arguments; only what stands between them and Django (commands, consumers, checks) reads settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+from django.dispatch import receiver
+
+from .errors import ConfigurationError
+
+NAME = "PGNOTIFY_GQL"
+
+WAKES = ("notify", "poll")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times in seconds, sizes in bytes."""
+
+    DATABASE: str = "default"
+    """Alias of the database that is listened to."""
+
+    LISTENER_CONNINFO: str = ""
+    """A libpq connection string for the listener and the hubs, past a pooler; empty: the alias' own parameters."""
+
+    CHANNEL_LAYER: str = "default"
+    """Alias of the channel layer between listener and hubs."""
+
+    INLINE_LISTENER: bool = False
+    """Run the listener inside the server process, from the first socket on: development and single-process sites."""
+
+    WAKE: str = "notify"
+    """``notify``: writers ring a sleeping listener. ``poll``: they never do (two-phase commit, poolers)."""
+
+    SAFETY_POLL: float = 5.0
+    """How long a sleeping listener waits for a bell before it looks by itself."""
+
+    POLL_INTERVAL: float = 0.1
+    """How often the journal is read in poll mode."""
+
+    SESSION_TIMEOUT: float = 15.0
+    """A leader that neither reads nor pings for so long loses its session, and a standby takes over."""
+
+    RETENTION: float = 3600.0
+    """How long changes are kept in the journal at least."""
+
+    WORKERS: int = 4
+    """Threads of a server process that run subscriptions; each keeps one database connection."""
+
+    OUTBOX_MESSAGES: int = 1_000
+    """Messages that may wait for one socket."""
+
+    OUTBOX_BYTES: int = 4_000_000
+    """Bytes that may wait for one socket."""
+
+    MAX_MESSAGE_BYTES: int = 1_000_000
+    """The largest message a client may send."""
+
+    MAX_OPERATIONS: int = 100
+    """Operations at the same time on one socket."""
+
+    INIT_TIMEOUT: float = 10.0
+    """How long a client may take to send connection_init."""
+
+    KEEPALIVE: float = 20.0
+    """How often a silent socket is sent a ping (graphql-transport-ws) or a ka (graphql-ws)."""
+
+
+def read(values: Mapping[str, Any]) -> Settings:
+    """Return the settings of a dictionary.  Raises ConfigurationError with every mistake in it."""
+    mistakes = list(find_mistakes(values))
+    if mistakes:
+        raise ConfigurationError("; ".join(mistakes))
+    return Settings(**values)
+
+
+def find_mistakes(values: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each unknown key and each unusable value."""
+    types = get_type_hints(Settings)
+    mistakes = []
+    for key, value in values.items():
+        if key not in types:
+            close = get_close_matches(key, types, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(types))}"
+            mistakes.append(f"{NAME} has an unknown key '{key}': {hint}")
+        elif not _fits(value, types[key]):
+            mistakes.append(f"{NAME}['{key}'] must be {_wanted(types[key])}, not {value!r}")
+    if values.get("WAKE", "notify") not in WAKES:
+        mistakes.append(f"{NAME}['WAKE'] must be one of {', '.join(WAKES)}, not {values['WAKE']!r}")
+    return mistakes
+
+
+def get_settings() -> Settings:
+    """Return the settings in force.  Raises ConfigurationError."""
+    global _current
+    if _current is None:
+        _current = read(getattr(django_settings, NAME, {}))
+    return _current
+
+
+_current: Settings | None = None
+
+
+@receiver(setting_changed)
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    global _current
+    if setting == NAME:
+        _current = None
+
+
+def _fits(value: Any, wanted: type) -> bool:
+    if wanted is bool or isinstance(value, bool):
+        return wanted is bool and isinstance(value, bool)
+    if wanted is str:
+        return isinstance(value, str)
+    numbers = (int, float) if wanted is float else (int,)
+    return isinstance(value, numbers) and value > 0
+
+
+def _wanted(wanted: type) -> str:
+    return {bool: "True or False", str: "a string", int: "a whole number above 0", float: "a number above 0"}[wanted]
+
+
+KEYS = tuple(field.name for field in fields(Settings))

@@ -1,0 +1,158 @@
+"""
+Read what is new in the journal.
+
+New is what is visible now and was not visible in the cursor.  Rows and the next cursor come from one snapshot: from
+one statement, or for a large backlog from one REPEATABLE READ transaction with a server-side cursor.  So there is no
+gap, nothing twice, and no waiting for transactions that are still open; what it costs does not depend on the size of
+the journal, because "not visible in the cursor" is two probes of its index.
+
+Rows are in the order of their ids, which is causal for each table row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+from psycopg import AsyncConnection, AsyncServerCursor, IsolationLevel
+
+from ..capture.kinds import Kind
+from ..errors import CursorTooOldError, JournalMissingError
+from .change import JournalRow
+from .snapshot import Position, Snapshot
+
+Connection = AsyncConnection[tuple[Any, ...]]
+
+BATCH_ROWS = 500
+"""Journal rows of one read; more than that is a backlog, streamed in parts of this size."""
+
+COLUMNS: LiteralString = "id, xid::text::bigint, label, kind, rows::text, at, context"
+
+NEW_ROWS: LiteralString = f"""
+    select {COLUMNS} from pgnotify_gql.journal
+    where xid >= %(xmax)s::xid8 and (%(label)s::text is null or label = %(label)s)
+    union all
+    select {COLUMNS} from pgnotify_gql.journal
+    where xid = any(%(xip)s::text[]::xid8[]) and (%(label)s::text is null or label = %(label)s)
+"""
+
+# The left join returns the snapshot also when there are no rows.
+READ: LiteralString = f"""
+    select pg_current_snapshot()::text, new_rows.*
+    from (select 1) as one
+    left join lateral (select * from ({NEW_ROWS}) as found order by id limit %(limit)s) as new_rows on true
+    order by new_rows.id
+"""
+
+STREAM: LiteralString = f"select * from ({NEW_ROWS}) as found order by id"
+
+EMPTIED: LiteralString = "select emptied_xid::text::bigint, emptied::text from pgnotify_gql.journal_state"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """New rows in order, and the cursors before and after; `last` is False for a part of a longer batch."""
+
+    before: Snapshot
+    after: Snapshot
+    rows: Sequence[JournalRow]
+    last: bool = True
+
+    @property
+    def position(self) -> Position:
+        """Return where a reader stands that has taken this batch and all before it."""
+        if self.last:
+            return Position(self.after)
+        return Position(self.before, self.after, self.rows[-1].id)
+
+
+async def read_new(
+    connection: Connection, cursor: Snapshot, *, label: str | None = None, batch_rows: int = BATCH_ROWS
+) -> AsyncIterator[Batch]:
+    """
+    Yield what is new since `cursor`, of one model if a label is given: one batch, or a backlog in parts.
+
+    The last batch has the next cursor; it is yielded also when it is empty.  The connection is in autocommit.
+    """
+    parameters = _parameters(cursor, label)
+    result = await connection.execute(READ, {**parameters, "limit": batch_rows + 1})
+    found = await result.fetchall()
+    if len(found) <= batch_rows:
+        rows = [_row(columns) for _, *columns in found if columns[0] is not None]
+        yield Batch(cursor, Snapshot.parse(found[0][0]), rows)
+        return
+    async for batch in _stream(connection, cursor, parameters, batch_rows):
+        yield batch
+
+
+async def read_missed(connection: Connection, position: Position, label: str) -> AsyncIterator[Batch]:
+    """
+    Yield what one model has after a position, as read_new does.
+
+    Raises CursorTooOldError, at the end, when the journal no longer holds everything after the position.
+    """
+    async for batch in read_new(connection, position.before, label=label):
+        missed = [row for row in batch.rows if not position.includes(row.xid, row.id)]
+        yield Batch(batch.before, batch.after, missed, batch.last) if missed or batch.last else batch
+    # Asked last: what is emptied while we read makes the answer stricter, never wrong.
+    await require_complete(connection, position.before)
+
+
+async def require_complete(connection: Connection, cursor: Snapshot) -> None:
+    """
+    Raise CursorTooOldError unless the journal holds everything that `cursor` does not see.
+
+    Rows up to `emptied_xid` may be gone.  A transaction that `cursor` does not see and that had not ended either when
+    its slot was emptied is no worry: emptying waits for every writer of the slot.
+    """
+    result = await connection.execute(EMPTIED)
+    found = await result.fetchone()
+    assert found is not None, "the migration inserts the row"
+    emptied_xid, emptied = int(found[0]), Snapshot.parse(found[1])
+    if cursor.xmax <= emptied_xid or any(xid <= emptied_xid and emptied.sees(xid) for xid in cursor.xip):
+        raise CursorTooOldError(
+            "changes after this cursor have left the journal: raise PGNOTIFY_GQL['RETENTION'] to keep them longer"
+        )
+
+
+async def current_snapshot(connection: Connection) -> Snapshot:
+    """Return the cursor from which only later changes are new."""
+    result = await connection.execute("select pg_current_snapshot()::text")
+    found = await result.fetchone()
+    assert found is not None
+    return Snapshot.parse(found[0])
+
+
+async def require_journal(connection: Connection, database: str) -> None:
+    """Raise JournalMissingError unless the journal is there."""
+    result = await connection.execute("select to_regclass('pgnotify_gql.journal')::text")
+    found = await result.fetchone()
+    if found is None or found[0] is None:
+        raise JournalMissingError(database)
+
+
+async def _stream(
+    connection: Connection, cursor: Snapshot, parameters: dict[str, Any], batch_rows: int
+) -> AsyncIterator[Batch]:
+    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+    try:
+        async with connection.transaction():
+            after = await current_snapshot(connection)
+            async with AsyncServerCursor(connection, "pgnotify_gql_backlog") as backlog:
+                await backlog.execute(STREAM, parameters)
+                while found := await backlog.fetchmany(batch_rows):
+                    yield Batch(cursor, after, [_row(columns) for columns in found], last=False)
+    finally:
+        if not connection.closed:
+            await connection.set_isolation_level(None)
+    yield Batch(cursor, after, [])
+
+
+def _parameters(cursor: Snapshot, label: str | None) -> dict[str, Any]:
+    return {"xmax": str(cursor.xmax), "xip": [str(xid) for xid in cursor.xip], "label": label}
+
+
+def _row(columns: Sequence[Any]) -> JournalRow:
+    row_id, xid, label, kind, rows, at, context = columns
+    return JournalRow(row_id, xid, label, Kind(kind), rows, at, context)

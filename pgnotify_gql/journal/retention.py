@@ -1,0 +1,124 @@
+"""
+Empty old slots of the journal, in turn, and never one that is still needed.
+
+Writers write into one of three slots, the current one.  The leader moves them on to the next slot when the current one
+is older than the retention and the next is empty; it empties a slot (TRUNCATE: no DELETE, so nothing to vacuum) when
+all of its rows are relayed and older than the retention.  While no listener runs nothing moves: the journal grows,
+and nothing is lost.
+
+Emptying locks the slot first, which waits for every transaction that wrote into it, and only then decides.  A
+TRUNCATE that waits makes writers of that slot and readers wait behind it, hence the short lock timeout; a slot that
+cannot be locked is tried again later.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import LiteralString
+
+from psycopg import errors, sql
+
+from .reader import Connection
+from .snapshot import Snapshot
+
+logger = logging.getLogger("pgnotify_gql.journal")
+
+SLOTS = 3
+
+LOCK_TIMEOUT = 0.1
+"""Seconds that emptying may queue for a slot."""
+
+CURRENT: LiteralString = "select pg_sequence_last_value('pgnotify_gql.journal_slot'::regclass)"
+
+# Rows of a slot that are still needed, by age; looked at without a lock, so that the scan makes nobody wait.
+YOUNG: LiteralString = """
+    select pg_current_snapshot()::text, max(xid::text::bigint),
+           coalesce(bool_or(at > clock_timestamp() - make_interval(secs => %s)), false)
+    from {slot}
+"""
+
+UNSEEN: LiteralString = """
+    select exists (
+        select from {slot} where xid >= %(xmax)s::xid8 or xid = any(%(xip)s::text[]::xid8[])
+    )
+"""
+
+EMPTIED: LiteralString = """
+    update pgnotify_gql.journal_state
+    set emptied_xid = greatest(emptied_xid, %s::xid8), emptied = pg_current_snapshot()
+"""
+
+
+async def rotate(connection: Connection, relayed: Snapshot, retention: float) -> None:
+    """
+    Empty what can be emptied, and move writers on if it is time.
+
+    `relayed` is the leader's stored cursor, `retention` is in seconds.  Called now and then by the leader only.
+    """
+    current = await _current_slot(connection)
+    for slot in ((current + 1) % SLOTS, (current + 2) % SLOTS):
+        await _empty(connection, slot, relayed, retention)
+    await _move_on(connection, current, retention)
+
+
+async def _current_slot(connection: Connection) -> int:
+    result = await connection.execute(CURRENT)
+    found = await result.fetchone()
+    assert found is not None
+    return int(found[0]) % SLOTS
+
+
+async def _empty(connection: Connection, slot: int, relayed: Snapshot, retention: float) -> None:
+    table = _table(slot)
+    result = await connection.execute(sql.SQL(YOUNG).format(slot=table), [retention])
+    found = await result.fetchone()
+    assert found is not None
+    seen, newest_xid, young = found
+    if newest_xid is None or young or await _unseen(connection, slot, relayed):
+        return
+    try:
+        async with connection.transaction():
+            await connection.execute(
+                "select set_config('lock_timeout', %s, true)", [f"{int(LOCK_TIMEOUT * 1000)}ms"]
+            )
+            await connection.execute(sql.SQL("lock table {} in access exclusive mode").format(table))
+            # Rows that came since the look without a lock: from writers of the time when this slot was current.
+            if await _unseen(connection, slot, Snapshot.parse(seen)):
+                return
+            await connection.execute(sql.SQL("truncate {}").format(table))
+            await connection.execute(EMPTIED, [str(newest_xid)])
+    except errors.LockNotAvailable:
+        logger.info("slot %d of the journal is in use; it is emptied later", slot)
+    else:
+        logger.info("slot %d of the journal emptied", slot)
+
+
+async def _unseen(connection: Connection, slot: int, cursor: Snapshot) -> bool:
+    result = await connection.execute(
+        sql.SQL(UNSEEN).format(slot=_table(slot)),
+        {"xmax": str(cursor.xmax), "xip": [str(xid) for xid in cursor.xip]},
+    )
+    found = await result.fetchone()
+    assert found is not None
+    return bool(found[0])
+
+
+async def _move_on(connection: Connection, current: int, retention: float) -> None:
+    following = (current + 1) % SLOTS
+    result = await connection.execute(
+        sql.SQL(
+            "select clock_timestamp() > rotated_at + make_interval(secs => %s) and not exists (select from {})"
+            " and exists (select from {}) from pgnotify_gql.journal_state"
+        ).format(_table(following), _table(current)),
+        [retention],
+    )
+    found = await result.fetchone()
+    if found is None or not found[0]:
+        return
+    await connection.execute("update pgnotify_gql.journal_state set rotated_at = clock_timestamp()")
+    await connection.execute("select setval('pgnotify_gql.journal_slot', %s)", [following])
+    logger.info("the journal is written in slot %d", following)
+
+
+def _table(slot: int) -> sql.Identifier:
+    return sql.Identifier("pgnotify_gql", f"journal_{slot}")
