@@ -1,0 +1,56 @@
+# Needs make and Python 3.11 or later, nothing else: everything is installed into .venv.
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Quiet, so that pip's own complaints stand out.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help:
+	@echo "make demo    run the example: PostgreSQL, the chat and GraphiQL, at a URL that it prints"
+	@echo "make test    run all tests; what is not installed is skipped by name (ARGS='-k word' goes to pytest)"
+	@echo "make check   ruff and mypy"
+	@echo "make clean   remove the environment and everything that was made"
+	@echo
+	@echo "PYTHON=python3.12 make ... takes that Python; REQUIRE_ALL=1 make test fails where a test is skipped."
+
+# exec: the demo takes the place of the shell, so that it hears of Ctrl-C itself.
+demo: $(VENV)/installed-demo
+	@exec $(BIN)/python -m example.demo $(ARGS)
+
+test: $(VENV)/installed-test
+	@echo "Running the tests"
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/installed-test
+	@echo "Checking style"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check .; exit 1; }
+	@echo "Checking types"
+	@$(BIN)/mypy
+
+clean:
+	@echo "Cleaning up"
+	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment for both: the tests need what the demo needs, and more.
+$(VENV)/installed-%: setup.cfg pyproject.toml | $(VENV)/made
+	@echo "Installing what make $* needs into $(VENV)"
+	@$(PIP_INSTALL) '.[$*]'
+	@touch $@
+
+$(VENV)/made:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON): install Python 3.11 or later, or name one with PYTHON=/path/to/python3." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$$($(PYTHON) --version) is too old: Python 3.11 or later is needed, name one with PYTHON=/path/to/python3." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) lacks the venv module: install it (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
