@@ -13,12 +13,13 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import Error as DatabaseError
 from django.db import connections, router
+from django.db.migrations.recorder import MigrationRecorder
 
 from . import conf
 from .capture.catalog import Status
 from .capture.installer import plan_install
 from .capture.registry import registry
-from .errors import JournalMissingError, WatchError
+from .errors import JournalMissingError, TableMissingError, WatchError
 
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
@@ -96,7 +97,11 @@ def check_channel_layer(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_triggers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """W002: the journal is missing. E006: a watch that cannot be captured. W003: triggers out of step."""
+    """
+    W002: the journal is missing. W003: triggers out of step. W004: a watch that cannot be captured.
+
+    Warnings, because `migrate` runs this check before it mends what it finds, and errors would stop it.
+    """
     found: list[CheckMessage] = []
     for alias in databases or ():
         connection = connections[alias]
@@ -104,13 +109,19 @@ def check_triggers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> 
         if connection.vendor != "postgresql" or not watches:
             continue
         try:
+            if not MigrationRecorder(connection).has_table():
+                continue  # a new database, about to be migrated
             plan = plan_install(connection, watches, rings=conf.get_settings().WAKE == "notify")
         except JournalMissingError as error:
             found.append(Warning(str(error), id="pgnotify_gql.W002"))
             continue
         except DatabaseError:
             continue  # Django's own checks report a database that is down
-        found += [Error(message, id="pgnotify_gql.E006") for message in plan.errors]
+        found += [
+            Warning(str(error), id="pgnotify_gql.W004")
+            for error in plan.errors
+            if not isinstance(error, TableMissingError)
+        ]
         found += [
             Warning(
                 f"the triggers of {step.label} are {step.status} in database '{alias}'",

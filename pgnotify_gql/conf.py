@@ -14,7 +14,10 @@ from typing import Any, get_type_hints
 
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
+from django.db import connections
 from django.dispatch import receiver
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
 
 from .errors import ConfigurationError
 
@@ -106,6 +109,28 @@ def get_settings() -> Settings:
     if _current is None:
         _current = read(getattr(django_settings, NAME, {}))
     return _current
+
+
+def database_conninfo(settings: Settings) -> str:
+    """
+    Return the libpq connection string of listener and hubs.
+
+    It is LISTENER_CONNINFO, or made from the parameters of the Django alias; options of the alias that are Django's
+    or psycopg's and not libpq's are left out.  Raises ConfigurationError.
+    """
+    if settings.LISTENER_CONNINFO:
+        return settings.LISTENER_CONNINFO
+    if settings.DATABASE not in connections:
+        raise ConfigurationError(f"{NAME}['DATABASE'] is '{settings.DATABASE}', which is not in DATABASES")
+    connection = connections[settings.DATABASE]
+    if connection.vendor != "postgresql":
+        raise ConfigurationError(f"database '{settings.DATABASE}' is {connection.vendor}: the feed needs PostgreSQL")
+    alias = connection.settings_dict
+    libpq = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    parameters = {key: value for key, value in alias.get("OPTIONS", {}).items() if key in libpq}
+    named = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    parameters |= {keyword: alias[key] for key, keyword in named.items() if alias.get(key)}
+    return make_conninfo(**parameters)
 
 
 _current: Settings | None = None

@@ -20,6 +20,10 @@ class WatchError(PgnotifyGqlError):
     """A watch cannot be captured as declared."""
 
 
+class TableMissingError(WatchError):
+    """The table of a watched model is not there (yet)."""
+
+
 class TopicError(PgnotifyGqlError):
     """A subscription waits for something that no watch captures."""
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ..errors import JournalMissingError, WatchError
+from ..errors import JournalMissingError, TableMissingError, WatchError
 from .render import Capture
 
 REFUSED_RELATIONS = {
@@ -109,7 +109,7 @@ def table_oid(connection: BaseDatabaseWrapper, capture: Capture) -> int:
         found = cursor.fetchone()
     label = capture.watch.label
     if found is None:
-        raise WatchError(
+        raise TableMissingError(
             f"the table {capture.table} of {label} does not exist in database '{connection.alias}': "
             "run `manage.py migrate` first"
         )

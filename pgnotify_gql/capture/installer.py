@@ -19,7 +19,7 @@ from psycopg import errors, sql
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from .. import names
-from ..errors import InstallError, PgnotifyGqlError
+from ..errors import InstallError, PgnotifyGqlError, WatchError
 from . import catalog
 from .catalog import Status, Table
 from .render import Capture, render
@@ -54,7 +54,7 @@ class Plan:
 
     database: str
     steps: list[Step] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    errors: list[PgnotifyGqlError] = field(default_factory=list)
 
     @property
     def pending(self) -> list[Step]:
@@ -77,7 +77,7 @@ def plan_install(connection: BaseDatabaseWrapper, watches: Iterable[Watch], *, r
             capture = render(watch, rings=rings)
             oid = catalog.table_oid(connection, capture)
         except PgnotifyGqlError as error:
-            plan.errors.append(str(error))
+            plan.errors.append(error)
             continue
         watched.append(oid)
         plan.steps.append(_install_step(capture, tables.get(oid)))
@@ -91,7 +91,7 @@ def plan_uninstall(connection: BaseDatabaseWrapper, labels: Sequence[str] = ()) 
     plan = Plan(connection.alias)
     plan.steps = [_removal_step(table, Status.INSTALLED) for table in tables if not labels or table.label in labels]
     plan.errors = [
-        f"{label} has no triggers in database '{connection.alias}'"
+        WatchError(f"{label} has no triggers in database '{connection.alias}'")
         for label in labels
         if label not in {table.label for table in tables}
     ]

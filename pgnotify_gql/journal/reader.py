@@ -94,7 +94,8 @@ async def read_missed(connection: Connection, position: Position, label: str) ->
     """
     async for batch in read_new(connection, position.before, label=label):
         missed = [row for row in batch.rows if not position.includes(row.xid, row.id)]
-        yield Batch(batch.before, batch.after, missed, batch.last) if missed or batch.last else batch
+        if missed or batch.last:
+            yield Batch(batch.before, batch.after, missed, batch.last)
     # Asked last: what is emptied while we read makes the answer stricter, never wrong.
     await require_complete(connection, position.before)
 

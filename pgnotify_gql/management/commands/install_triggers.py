@@ -50,7 +50,7 @@ class Command(BaseCommand):
         except OperationalError as error:
             raise CommandError(f"database '{connection.alias}' cannot be used: {error}".rstrip()) from error
         if plan.errors:
-            raise CommandError("\n".join(plan.errors))
+            raise CommandError("\n".join(map(str, plan.errors)))
 
     def _print_sql(self, plan: Plan) -> None:
         for step in plan.pending:
@@ -78,7 +78,7 @@ class Command(BaseCommand):
             self._report(plan, as_json=True)
         elif not plan.steps and not plan.errors:
             self.stdout.write("No model is watched: call notify_on_model_changes() on the models to capture.")
-        elif not plan.pending:
+        elif plan.steps and not plan.pending:
             self.stdout.write(f"{len(plan.steps)} tables, all INSTALLED, nothing to do.")
 
     def _waiting(self, table: str) -> Any:
@@ -87,7 +87,7 @@ class Command(BaseCommand):
     def _report(self, plan: Plan, *, as_json: bool) -> None:
         if as_json:
             rows = [{"model": s.label, "table": s.table, "status": s.status, "detail": s.detail} for s in plan.steps]
-            self.stdout.write(json.dumps({"database": plan.database, "tables": rows, "errors": plan.errors}))
+            self.stdout.write(json.dumps({"database": plan.database, "tables": rows, "errors": [str(e) for e in plan.errors]}))
             return
         for step in plan.steps:
             detail = f" ({step.detail})" if step.detail else ""

@@ -46,6 +46,6 @@ class Command(BaseCommand):
         except OperationalError as error:
             raise CommandError(f"database '{connection.alias}' cannot be used: {error}".rstrip()) from error
         if plan.errors:
-            raise CommandError("\n".join(plan.errors))
+            raise CommandError("\n".join(map(str, plan.errors)))
         if not plan.steps:
             self.stdout.write("No triggers are installed, nothing to do.")

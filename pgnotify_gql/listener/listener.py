@@ -1,0 +1,327 @@
+"""
+The listener: reads the journal when woken and hands every batch to a sink.
+
+States of a leader::
+
+    awake      holds the awake lock, reads every few milliseconds; writers are silent
+    drowsy     has released the lock, reads on until every transaction that might have seen it taken has ended
+    asleep     waits for a bell, or for the safety poll
+
+Why no change is left waiting.  A writer inserts its journal row, so that its transaction has an id, and then tests the
+lock.  If it found the lock free, it rings when it commits.  If it found it taken, it had its id before the lock was
+released, so it is either committed in the first snapshot taken after the release, and that read returns its row, or in
+progress in it, and the leader reads on until it has ended.
+
+On failure of anything the connection is closed, which releases both locks, and the listener begins again: connect,
+LISTEN, lead, read from the stored cursor.  A batch handed over but not yet stored is handed over again by the next
+leader; hubs drop what they have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import psycopg
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    RetryError,
+    retry_if_exception_type,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from ..errors import JournalMissingError
+from ..journal.reader import Batch, Connection, read_new, require_journal
+from ..journal.retention import rotate
+from ..journal.snapshot import Snapshot
+from ..journal.state import LeadershipLostError, begin_epoch, store_relayed
+from .doorbell import Doorbell, PolledDoorbell
+from .leadership import STANDBY_INTERVAL, try_to_lead
+
+logger = logging.getLogger("pgnotify_gql.listener")
+
+AWAKE_INTERVAL = 0.002
+"""Seconds between two reads while awake: half of it is what being awake adds to the delay of a change."""
+
+LINGER = 0.05
+"""Seconds without a change after which the leader begins to fall asleep."""
+
+DROWSY_INTERVAL = 0.001
+LONGEST_DROWSY_INTERVAL = 0.05
+"""Seconds between two reads while a transaction that may be silent is still open; doubled from first to second."""
+
+STORE_INTERVAL = 0.1
+"""Seconds between two stored cursors, at least; what is relayed twice after a crash is bounded by it."""
+
+HEARTBEAT_INTERVAL = 1.0
+"""Seconds between two heartbeats while changes flow."""
+
+RETRY_FIRST = 0.1
+RETRY_MAX = 15.0
+"""Seconds: the scale of the first pause before connecting again, and the longest; both with jitter."""
+
+
+class Sink(Protocol):
+    """Where batches go.  Neither method raises for a layer that fails: what is lost there is healed by the hubs."""
+
+    def begin(self, epoch: int) -> None: ...
+
+    async def relay(self, batch: Batch) -> None: ...
+
+    async def heartbeat(self, cursor: Snapshot) -> None: ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds; see the settings of the same names."""
+
+    safety_poll: float = 5.0
+    poll_interval: float = 0.1
+    session_timeout: float = 15.0
+    retention: float = 3600.0
+
+    @property
+    def longest_sleep(self) -> float:
+        """Return how long to wait for a bell: the read after it also keeps the session alive."""
+        return min(self.safety_poll, self.session_timeout / 3)
+
+    @property
+    def rotation_interval(self) -> float:
+        """Return the seconds between two looks at the slots of the journal."""
+        return min(60.0, max(1.0, self.retention / 10))
+
+
+class Listener:
+    """
+    Runs until stopped; at most one of a database leads.
+
+    `connect` returns a new connection in autocommit; `polls` is True where no bells are rung.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        sink: Sink,
+        *,
+        database: str = "default",
+        polls: bool = False,
+        timing: Timing | None = None,
+    ) -> None:
+        self._connect = connect
+        self._sink = sink
+        self._database = database
+        self._polls = polls
+        self._timing = timing or Timing()
+        self._stopping = asyncio.Event()
+        self.leading = asyncio.Event()
+        """Set while this listener leads."""
+
+    def stop(self) -> None:
+        """Ask it to finish the batch, store the cursor and end."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """
+        Listen until stopped.
+
+        A database that is down or goes down is waited for.  Raises JournalMissingError, and psycopg.ProgrammingError
+        for a malformed connection string: waiting does not mend those.
+        """
+        while not self._stopping.is_set():
+            connection = await self._connected()
+            if connection is None:
+                return
+            try:
+                await self._serve(connection)
+            except LeadershipLostError as error:
+                logger.warning("lost the leadership: %s", error)
+            except psycopg.errors.UndefinedTable as error:
+                raise JournalMissingError(self._database) from error
+            except psycopg.Error as error:
+                logger.warning("lost the database (%s); connecting again", _sentence(error))
+            finally:
+                self.leading.clear()
+                # Closed, not returned to anybody: both locks end with the session.
+                with suppress(psycopg.Error):
+                    await connection.close()
+            await self._pause(RETRY_FIRST)
+
+    async def _connected(self) -> Connection | None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(psycopg.OperationalError),
+            wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
+            stop=stop_when_event_set(self._stopping),  # type: ignore[arg-type]  # asks only for is_set()
+            sleep=self._pause,
+            before_sleep=_log_retry,
+        )
+        try:
+            return await retrying(self._connect)
+        except RetryError:
+            return None
+
+    async def _serve(self, connection: Connection) -> None:
+        await require_journal(connection, self._database)
+        doorbell = await self._doorbell(connection)
+        if not await try_to_lead(connection):
+            logger.info("standing by: another listener leads")
+            while not self._stopping.is_set() and not await try_to_lead(connection):
+                await self._pause(STANDBY_INTERVAL)
+        if self._stopping.is_set():
+            return
+        epoch, cursor = await begin_epoch(connection)
+        self._sink.begin(epoch)
+        term = _Term(connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping)
+        logger.info("leading database %s in epoch %d", self._database, epoch)
+        self.leading.set()
+        await term.run()
+
+    async def _doorbell(self, connection: Connection) -> Doorbell:
+        if self._polls:
+            return PolledDoorbell(connection, self._timing.poll_interval)
+        doorbell = Doorbell(connection)
+        # LISTEN before anything is read: what commits afterwards either rings or is read.
+        await doorbell.listen()
+        if await doorbell.hears_itself():
+            return doorbell
+        logger.error(
+            "LISTEN was accepted, but our own NOTIFY did not come back: a pooler in transaction mode (PgBouncer?) "
+            "stands in between. Polling every %g s instead; set LISTENER_CONNINFO to a direct connection.",
+            self._timing.poll_interval,
+        )
+        return PolledDoorbell(connection, self._timing.poll_interval)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+
+class _Term:
+    """One term of leadership, on one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        doorbell: Doorbell,
+        sink: Sink,
+        epoch: int,
+        cursor: Snapshot,
+        timing: Timing,
+        stopping: asyncio.Event,
+    ) -> None:
+        self._connection = connection
+        self._doorbell = doorbell
+        self._sink = sink
+        self._epoch = epoch
+        self._cursor = cursor
+        self._stored = cursor
+        self._relayed = False
+        self._timing = timing
+        self._stopping = stopping
+        self._clock = asyncio.get_running_loop().time
+        self._stored_at = self._beat_at = self._rotated_at = self._clock()
+
+    async def run(self) -> None:
+        await self._sink.heartbeat(self._cursor)
+        while not self._stopping.is_set():
+            await self._stay_awake()
+            if await self._fall_asleep():
+                await self._sleep()
+        await self._store()
+
+    async def _stay_awake(self) -> None:
+        idle_since = self._clock()
+        while not self._stopping.is_set() and self._clock() - idle_since < LINGER:
+            if await self._drain():
+                idle_since = self._clock()
+            await self._doorbell.silence()
+            await self._keep_books()
+            await asyncio.sleep(AWAKE_INTERVAL)
+
+    async def _fall_asleep(self) -> bool:
+        """Return True when it is safe to wait for a bell, False when one rang before."""
+        await self._doorbell.unsilence()
+        await self._drain()
+        # This snapshot was taken after the release: who may be silent is committed in it or in progress in it.
+        silent = self._cursor.xip
+        pause = DROWSY_INTERVAL
+        while not self._stopping.is_set() and not all(self._cursor.sees(xid) for xid in silent):
+            if await self._doorbell.wait(pause):
+                return False
+            await self._drain()
+            await self._keep_books()
+            pause = min(pause * 2, LONGEST_DROWSY_INTERVAL)
+        return not self._stopping.is_set()
+
+    async def _sleep(self) -> None:
+        await self._store()
+        await self._beat()
+        while not self._stopping.is_set():
+            if await self._bell_or_stop():
+                return
+            if await self._drain():
+                return
+            await self._beat()
+            await self._keep_books()
+
+    async def _bell_or_stop(self) -> bool:
+        bell = asyncio.create_task(self._doorbell.wait(self._timing.longest_sleep), name="pgnotify_gql bell")
+        stop = asyncio.create_task(self._stopping.wait(), name="pgnotify_gql stop")
+        try:
+            await asyncio.wait({bell, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return bell.done() and bell.result()
+        finally:
+            for task in (bell, stop):
+                task.cancel()
+            await asyncio.gather(bell, stop, return_exceptions=True)
+
+    async def _drain(self) -> bool:
+        """Hand everything new to the sink; return whether there was anything."""
+        found = False
+        async for batch in read_new(self._connection, self._cursor):
+            if batch.rows:
+                found = self._relayed = True
+                await self._sink.relay(batch)
+            if batch.last:
+                self._cursor = batch.after
+        return found
+
+    async def _keep_books(self) -> None:
+        now = self._clock()
+        # Every snapshot differs, also by the transaction that stored the last one: stored often only after changes.
+        if now - self._stored_at >= (STORE_INTERVAL if self._relayed else self._timing.longest_sleep):
+            await self._store()
+        if now - self._beat_at >= HEARTBEAT_INTERVAL:
+            await self._beat()
+        if now - self._rotated_at >= self._timing.rotation_interval:
+            self._rotated_at = now
+            await rotate(self._connection, self._stored, self._timing.retention)
+
+    async def _store(self) -> None:
+        self._stored_at = self._clock()
+        self._relayed = False
+        if self._cursor != self._stored:
+            await store_relayed(self._connection, self._epoch, self._cursor)
+            self._stored = self._cursor
+
+    async def _beat(self) -> None:
+        self._beat_at = self._clock()
+        await self._sink.heartbeat(self._cursor)
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    pause = state.next_action.sleep if state.next_action else 0
+    logger.warning("the database cannot be reached (%s); trying again in %.1f s", _sentence(error), pause)
+
+
+def _sentence(error: BaseException | None) -> str:
+    return " ".join(str(error).split())
+
+
+__all__ = ["JournalMissingError", "Listener", "Sink", "Timing"]

@@ -1,0 +1,62 @@
+"""
+The listener's connection: its own, in autocommit, with deadlines on both ends.
+
+A frozen or cut-off leader must lose its session, and with it the leader lock, by itself: the server ends a session
+that is idle for too long and a TCP connection that does not acknowledge; the client does the latter as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import AsyncConnection, conninfo
+from psycopg.rows import tuple_row
+
+from ..journal.reader import Connection
+
+APPLICATION_NAME = "pgnotify_gql listener"
+
+CONNECT_TIMEOUT = 5
+"""Seconds to wait for a server that does not answer."""
+
+
+async def connect(dsn: str, *, session_timeout: float, application_name: str = APPLICATION_NAME) -> Connection:
+    """
+    Return a connection whose session ends when it is silent for `session_timeout` seconds.
+
+    Raises psycopg.OperationalError when there is no server, psycopg.ProgrammingError when `dsn` is malformed.
+    """
+    seconds = max(1, int(session_timeout))
+    parameters: dict[str, Any] = {
+        "application_name": application_name,
+        "connect_timeout": CONNECT_TIMEOUT,
+        "keepalives_idle": max(1, seconds // 3),
+        "keepalives_interval": max(1, seconds // 6),
+        "keepalives_count": 3,
+        "tcp_user_timeout": seconds * 1000,
+        **conninfo.conninfo_to_dict(dsn),
+    }
+    connection = await AsyncConnection.connect(
+        conninfo.make_conninfo(**parameters), autocommit=True, row_factory=tuple_row
+    )
+    for name, value in _session_settings(session_timeout).items():
+        await connection.execute("select set_config(%s, %s, false)", [name, value])
+    return connection
+
+
+def _session_settings(session_timeout: float) -> dict[str, str]:
+    milliseconds = str(int(session_timeout * 1000))
+    return {
+        "idle_session_timeout": milliseconds,
+        "idle_in_transaction_session_timeout": milliseconds,
+        "tcp_keepalives_idle": str(max(1, int(session_timeout / 3))),
+        "tcp_keepalives_interval": str(max(1, int(session_timeout / 6))),
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": milliseconds,
+        # What a role or a database may have set for applications must not end a long read of a backlog.
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        # The stored cursor may be lost in a crash: what was relayed twice is dropped by the hubs.
+        "synchronous_commit": "off",
+        "timezone": "UTC",
+    }

@@ -1,0 +1,92 @@
+"""
+What travels through the channel layer, between one leader and every hub.
+
+Two messages: changes of one model, and a heartbeat.  Rows travel as the JSON text that PostgreSQL wrote; it is decoded
+once, in the hub.  Values are what every layer can carry: strings, integers, lists and dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Literal, TypedDict
+
+from ..capture.kinds import Kind
+from ..journal.change import JournalRow
+from ..journal.snapshot import Snapshot
+
+CHANGES: Literal["pgnotify_gql.changes"] = "pgnotify_gql.changes"
+HEARTBEAT: Literal["pgnotify_gql.heartbeat"] = "pgnotify_gql.heartbeat"
+
+MESSAGE_BYTES = 500_000
+"""Row text in one message; a single larger journal row travels alone. Redis and its clients bear far more, but a
+message is held in memory once for every process."""
+
+WireRow = tuple[int, int, str, str, str, str | None]
+"""id, xid, kind, rows, at (ISO 8601), context."""
+
+
+class ChangesMessage(TypedDict):
+    """Changes of one model: number `seq` of an epoch; `before` and `after` are the cursors of the batch they are of."""
+
+    type: Literal["pgnotify_gql.changes"]
+    label: str
+    epoch: int
+    seq: int
+    before: str
+    after: str
+    rows: Sequence[WireRow]
+
+
+class HeartbeatMessage(TypedDict):
+    """Up to `cursor` everything was sent; `seqs` has the number of the last message of each model."""
+
+    type: Literal["pgnotify_gql.heartbeat"]
+    epoch: int
+    cursor: str
+    seqs: dict[str, int]
+
+
+Message = ChangesMessage | HeartbeatMessage
+
+
+def changes_message(
+    label: str, epoch: int, seq: int, before: Snapshot, after: Snapshot, rows: Sequence[JournalRow]
+) -> ChangesMessage:
+    """Return the message that carries journal rows of one model."""
+    return {
+        "type": CHANGES,
+        "label": label,
+        "epoch": epoch,
+        "seq": seq,
+        "before": str(before),
+        "after": str(after),
+        "rows": [(row.id, row.xid, row.kind.value, row.rows, row.at.isoformat(), row.context) for row in rows],
+    }
+
+
+def heartbeat_message(epoch: int, cursor: Snapshot, seqs: dict[str, int]) -> HeartbeatMessage:
+    """Return a heartbeat."""
+    return {"type": HEARTBEAT, "epoch": epoch, "cursor": str(cursor), "seqs": dict(seqs)}
+
+
+def journal_rows(message: ChangesMessage) -> list[JournalRow]:
+    """Return the journal rows of a message."""
+    return [
+        JournalRow(row_id, xid, message["label"], Kind(kind), rows, datetime.fromisoformat(at), context)
+        for row_id, xid, kind, rows, at, context in message["rows"]
+    ]
+
+
+def split(rows: Iterable[JournalRow], limit: int = MESSAGE_BYTES) -> Iterator[list[JournalRow]]:
+    """Yield the rows in parts of at most `limit` characters of text; a larger row makes a part of its own."""
+    part: list[JournalRow] = []
+    size = 0
+    for row in rows:
+        if part and size + len(row.rows) > limit:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += len(row.rows)
+    if part:
+        yield part

@@ -1,0 +1,71 @@
+"""
+The relay: from a batch of the journal to messages for groups, one group a model.
+
+Messages of a model are numbered within an epoch, so that a hub notices that one is missing.  A layer that fails, or
+takes too long, costs messages and never the feed: the relay logs it and goes on, and the hubs read the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from typing import Any, Protocol
+
+from .. import names
+from ..journal.change import JournalRow
+from ..journal.reader import Batch
+from ..journal.snapshot import Snapshot
+from .messages import Message, changes_message, heartbeat_message, split
+
+logger = logging.getLogger("pgnotify_gql.relay")
+
+SEND_TIMEOUT = 2.0
+"""Seconds that one message may take to the layer, so that a layer that hangs does not stop the feed."""
+
+
+class Layer(Protocol):
+    """What the relay needs of a channel layer."""
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None: ...
+
+
+class Relay:
+    """Sends the batches of one listener; implements ``listener.Sink``."""
+
+    def __init__(self, layer: Layer, *, send_timeout: float = SEND_TIMEOUT) -> None:
+        self._layer = layer
+        self._send_timeout = send_timeout
+        self._epoch = 0
+        self._seqs: dict[str, int] = {}
+
+    def begin(self, epoch: int) -> None:
+        """Begin a term of leadership: numbers start again."""
+        self._epoch = epoch
+        self._seqs = {}
+
+    async def relay(self, batch: Batch) -> None:
+        """
+        Send to the group of every model, in journal order.
+
+        A message whose send fails is logged and skipped: hubs notice the missing number and read the journal.
+        """
+        by_label: defaultdict[str, list[JournalRow]] = defaultdict(list)
+        for row in batch.rows:
+            by_label[row.label].append(row)
+        for label, rows in by_label.items():
+            for part in split(rows):
+                seq = self._seqs[label] = self._seqs.get(label, 0) + 1
+                message = changes_message(label, self._epoch, seq, batch.before, batch.after, part)
+                await self._send(names.model_group(label), message)
+
+    async def heartbeat(self, cursor: Snapshot) -> None:
+        """Tell every hub the cursor, and the last number of each model, so that a lost last message shows too."""
+        await self._send(names.heartbeat_group(), heartbeat_message(self._epoch, cursor, self._seqs))
+
+    async def _send(self, group: str, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await self._layer.group_send(group, dict(message))
+        except Exception as error:  # noqa: BLE001  (any layer, any failure: the journal has it)
+            logger.warning("the channel layer did not take a message for %s: %r; hubs will heal", group, error)
