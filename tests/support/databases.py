@@ -58,7 +58,9 @@ class Database:
 
     def connect(self, **parameters: Any) -> psycopg.Connection:
         """A connection in autocommit, closed at the end of the test; it is not one of Django's."""
-        return self._opened.enter_context(self.server.connect(self.name, **parameters))
+        connection = self.server.connect(self.name, **parameters)
+        self._opened.callback(connection.close)
+        return connection
 
     def close(self) -> None:
         self._opened.close()
