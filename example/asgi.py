@@ -1,0 +1,31 @@
+"""
+The ASGI application: HTTP by Django, sockets by the subscription consumer.
+
+Static files are served from here in every mode, because the demo runs Daphne
+alone. A site would leave them to its web server.
+"""
+
+import os
+
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.core.asgi import get_asgi_application
+from django.urls import path
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example.settings")
+django_application = get_asgi_application()
+
+# Models can be imported only now.
+from example.schema import schema  # noqa: E402
+from pgnotify_gql.transport import GraphqlSubscriptionConsumer  # noqa: E402
+
+sockets = URLRouter([path("graphql/", GraphqlSubscriptionConsumer.as_asgi(schema=schema))])
+
+application = ProtocolTypeRouter(
+    {
+        "http": ASGIStaticFilesHandler(django_application),
+        "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets)),
+    }
+)

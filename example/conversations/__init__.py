@@ -1,0 +1,1 @@
+"""Conversations between users: models, GraphQL types, and the page that shows them."""

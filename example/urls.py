@@ -1,0 +1,20 @@
+"""Pages, and GraphQL over HTTP. Sockets are routed in `asgi`."""
+
+from django.contrib.auth.views import LogoutView
+from django.templatetags.static import static
+from django.urls import path
+from django.views.generic import RedirectView
+from graphene_django.views import GraphQLView
+from graphene_django_graphiql_static.views import GraphiQLOfflineView  # type: ignore[import-untyped]
+
+from example.conversations.views import SampleLoginView, chat
+
+urlpatterns = [
+    path("", chat, name="chat"),
+    path("login/", SampleLoginView.as_view(), name="login"),
+    path("logout/", LogoutView.as_view(), name="logout"),
+    path("graphql/", GraphQLView.as_view(), name="graphql"),
+    path("graphiql/", GraphiQLOfflineView.as_view(graphiql=True), name="graphiql"),
+    # GraphiQL's page names no icon, so browsers ask for this one.
+    path("favicon.ico", RedirectView.as_view(url=static("conversations/icon.svg"))),
+]
