@@ -72,6 +72,11 @@ class Watch:
         values = tuple(decode(field, raw) for field, raw in zip(self.key_fields, key, strict=True))
         return values[0] if len(values) == 1 else values
 
+    def keys(self, pk: Any) -> Mapping[str, Any]:
+        """Return the key's columns by field name."""
+        values = (pk,) if len(self.key_fields) == 1 else pk
+        return {field.name: value for field, value in zip(self.key_fields, values, strict=True)}
+
     def values(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the Python values of a row image, by field name; columns no longer watched are left out."""
         return {field.name: decode(field, image[field.column]) for field in self.fields if field.column in image}

@@ -27,6 +27,8 @@ class Source(Protocol):
 
     def pk(self, key: Sequence[Any]) -> Any: ...
 
+    def keys(self, pk: Any) -> Mapping[str, Any]: ...
+
     def values(self, image: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
     def fetch(self, pk: Any) -> Any: ...
@@ -108,6 +110,11 @@ class Change:
         """The captured columns whose values differ between `old` and `new`."""
         old, new = self.old or {}, self.new or {}
         return frozenset(name for name in {*old, *new} if old.get(name) != new.get(name))
+
+    @cached_property
+    def keys(self) -> Mapping[str, Any]:
+        """The columns of the primary key, by field name; empty for TRUNCATE."""
+        return {} if self.pk is None else self.source.keys(self.pk)
 
     @property
     def instance(self) -> Any:

@@ -1,0 +1,171 @@
+"""
+The executor: runs cohorts in worker threads, many in one hop, each cohort's changes in order.
+
+Threads of its own, because Django's ORM is synchronous and the thread that asgiref shares for it is a single one.
+Each thread keeps its database connection.  A cohort runs in one hop at a time, so its results leave in the order of
+its changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from django.db import close_old_connections, connections
+
+from .operations import Cohort
+
+logger = logging.getLogger("pgnotify_gql.hub")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+HOP_COHORTS = 32
+"""Cohorts in one hop to a thread, at most: a hop costs about 100 us, a small execution 20."""
+
+HOP_CHANGES = 100
+"""Changes of one cohort in one hop, at most, so that one busy cohort does not keep the others waiting."""
+
+MOST_PENDING = 10_000
+"""Changes waiting for execution in all cohorts; with more, the hub reads no further until they are worked off."""
+
+PING_AFTER = 1.0
+"""Seconds after which a thread's idle connection is tried before it is used: the server may have restarted."""
+
+Outcome = str | None | Awaitable[str | None]
+
+
+class Executor:
+    """Worker threads of one hub; every method but the threads' own is called on the event loop."""
+
+    def __init__(self, workers: int) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pgnotify_gql")
+        self._idle = workers
+        self._workers = workers
+        self._ready: deque[Cohort] = deque()
+        self._pending = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._hops: set[asyncio.Task[None]] = set()
+        self._used = threading.local()
+
+    def submit(self, cohort: Cohort, change: Any) -> None:
+        """Queue a change of a cohort."""
+        cohort.queue(change)
+        self._count(1)
+        self._schedule(cohort)
+
+    async def room(self) -> None:
+        """Wait until not too much is pending."""
+        await self._room.wait()
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a synchronous function in a worker thread, with the connections looked after."""
+
+        def call() -> R:
+            self._look_after_connections()
+            return function(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    async def close(self) -> None:
+        """End the threads; what is pending is dropped."""
+        self._ready.clear()
+        hops = list(self._hops)
+        for hop in hops:
+            hop.cancel()
+        await asyncio.gather(*hops, return_exceptions=True)
+        for _ in range(self._workers):
+            self._pool.submit(_close_connections)
+        # Without waiting on the event loop: a thread may be in the middle of a query.
+        await asyncio.to_thread(self._pool.shutdown)
+
+    def _schedule(self, cohort: Cohort) -> None:
+        if cohort.scheduled:
+            return
+        cohort.scheduled = True
+        self._ready.append(cohort)
+        # At the end of this turn of the loop, so that all that is dispatched in it shares hops.
+        if len(self._ready) == 1:
+            asyncio.get_running_loop().call_soon(self._start_hops)
+
+    def _start_hops(self) -> None:
+        while self._ready and self._idle:
+            share = min(HOP_COHORTS, -(-len(self._ready) // self._idle))
+            cohorts = [self._ready.popleft() for _ in range(share)]
+            self._idle -= 1
+            hop = asyncio.create_task(self._hop(cohorts), name="pgnotify_gql hop")
+            self._hops.add(hop)
+            hop.add_done_callback(self._hops.discard)
+
+    async def _hop(self, cohorts: list[Cohort]) -> None:
+        work = [(cohort, cohort.take(HOP_CHANGES)) for cohort in cohorts]
+        try:
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
+            for (cohort, numbered), results in zip(work, outcomes, strict=True):
+                for (number, _), outcome in zip(numbered, results, strict=True):
+                    payload = await _settled(outcome)
+                    if payload is not None:
+                        cohort.deliver(number, payload)
+        finally:
+            self._idle += 1
+            self._count(-sum(len(numbered) for _, numbered in work))
+            for cohort in cohorts:
+                cohort.scheduled = False
+                if cohort.pending:
+                    self._schedule(cohort)
+            self._start_hops()
+
+    def _execute(self, work: list[tuple[Cohort, list[tuple[int, Any]]]]) -> list[list[Outcome]]:
+        self._look_after_connections()
+        return [[_executed(cohort, change) for _, change in numbered] for cohort, numbered in work]
+
+    def _count(self, changes: int) -> None:
+        self._pending += changes
+        if self._pending < MOST_PENDING:
+            self._room.set()
+        else:
+            self._room.clear()
+
+    def _look_after_connections(self) -> None:
+        now = time.monotonic()
+        idle_since = getattr(self._used, "at", None)
+        self._used.at = now
+        if idle_since is None or now - idle_since < PING_AFTER:
+            return
+        for connection in connections.all(initialized_only=True):
+            if connection.connection is not None and not connection.is_usable():
+                connection.close()
+
+
+def _executed(cohort: Cohort, change: Any) -> Outcome:
+    if not cohort.members:
+        return None
+    try:
+        return cohort.execution(change)
+    except Exception:
+        logger.exception("an execution failed for %s of %s", change.kind, change.model_label)
+        return None
+
+
+async def _settled(outcome: Outcome) -> str | None:
+    if not inspect.isawaitable(outcome):
+        return outcome
+    try:
+        return await outcome
+    except Exception:
+        logger.exception("an asynchronous execution failed")
+        return None
+
+
+def _close_connections() -> None:
+    # One for each thread; a thread that takes two of them does no harm, the other's end with the process.
+    close_old_connections()
+    connections.close_all()

@@ -1,0 +1,121 @@
+"""
+Operations and cohorts: who shares an execution.
+
+Operations with the same document, variables and audience form a cohort: it is executed once for a change, and every
+member is sent the result.  A cohort keeps its changes in order; a member gets those that came after it joined.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NoReturn, Protocol
+
+from ..journal.change import Change
+from .topics import Topic
+
+
+class Audience(StrEnum):
+    """Who may share an execution, and so sees the same result."""
+
+    NOBODY = "nobody"
+    """Every operation is executed by itself, as its subscriber."""
+
+    USER = "user"
+    """Operations of the same user; executed as the user, without a session."""
+
+    EVERYBODY = "everybody"
+    """All operations; executed as the anonymous user."""
+
+
+@dataclass(frozen=True)
+class Interest:
+    """
+    What the subscribe resolver of a field returns in place of a stream: topics, and who may share.
+
+    It counts as an asynchronous iterable for graphql-core, but only a hub can serve it.
+    """
+
+    topics: tuple[Topic, ...]
+    audience: Audience = Audience.NOBODY
+
+    def __aiter__(self) -> NoReturn:
+        raise TypeError("this subscription is fed by a hub: serve it with GraphqlSubscriptionConsumer")
+
+
+@dataclass
+class Event:
+    """The root value of an execution: a change, and whether the subscriber is sent anything (``next`` decides)."""
+
+    change: Change
+    skipped: bool = False
+
+
+class Execution(Protocol):
+    """
+    Turns a change into the JSON of an execution result, or None for nothing to send.
+
+    Called in a worker thread; what it returns is awaited on the event loop if it can be.  Raises nothing: errors are
+    part of the result.
+    """
+
+    def __call__(self, change: Change) -> str | None | Awaitable[str | None]: ...
+
+
+@dataclass(eq=False)
+class Operation:
+    """
+    One subscription of one socket.
+
+    `share` tells who may be in the same cohort (None: nobody); `deliver` takes the JSON of an execution result, at
+    once and without waiting.
+    """
+
+    interest: Interest
+    execution: Execution
+    deliver: Callable[[str], None]
+    share: Hashable | None = None
+    joined_at: int = field(default=0, init=False)
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Operations that share executions; `pending` has the numbered changes still to be executed."""
+
+    execution: Execution
+    topics: tuple[Topic, ...]
+    members: dict[Operation, None] = field(default_factory=dict)
+    pending: deque[tuple[int, Change]] = field(default_factory=deque)
+    number: int = 0
+    scheduled: bool = False
+
+    def add(self, operation: Operation) -> None:
+        """Let an operation share what is executed for changes from now on."""
+        operation.joined_at = self.number
+        self.members[operation] = None
+
+    def queue(self, change: Change) -> None:
+        """Queue a change, behind the ones before it."""
+        self.number += 1
+        self.pending.append((self.number, change))
+
+    def take(self, most: int) -> list[tuple[int, Change]]:
+        """Take the next changes to execute."""
+        return [self.pending.popleft() for _ in range(min(most, len(self.pending)))]
+
+    def deliver(self, number: int, payload: str) -> None:
+        """Send a result to every member that had joined before its change."""
+        for operation in list(self.members):
+            if operation.joined_at < number:
+                operation.deliver(payload)
+
+
+def cohort_key(operation: Operation) -> Hashable:
+    """Return what operations of the same cohort have in common; itself for an operation that shares with nobody."""
+    if operation.share is None:
+        return operation
+    return operation.share, operation.interest
+
+
