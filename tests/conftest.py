@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Protocol
 
@@ -109,7 +110,7 @@ def database(postgres: PostgresServer) -> Iterator[Database]:
 @pytest.fixture
 def database_triggers(database: Database) -> Database:
     """The same with the triggers of the example's watched models."""
-    call_command("install_triggers", verbosity=0)
+    call_command("install_triggers", stdout=StringIO())
     return database
 
 
@@ -186,13 +187,17 @@ def _start_server(
 
 @pytest.fixture
 def run_listener(running: ExitStack) -> Callable[..., Process]:
-    """Start `manage.py run_listener` and wait until its output shows `banner`, a regular expression."""
+    """
+    Start `manage.py run_listener` and wait until it leads, or until its output shows another `banner`.
+
+    A banner is a regular expression; that of a standby is "standing by".
+    """
 
     def start(
         database: HasUrl,
         redis: RedisServer | None = None,
         *arguments: str,
-        banner: str = r"leads|leader",
+        banner: str = "leading database",
         environment: dict[str, str] | None = None,
     ) -> Process:
         variables = project_environment(database.url, redis, inline=False, environment=environment)

@@ -88,14 +88,14 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     return result.stdout
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy: building leaves files behind."""
     made = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "node_modules")
     return shutil.copytree(CHECKOUT, tmp_path_factory.mktemp("checkout") / "project", ignore=made)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the source distribution, and the wheel that was built from it."""
     directory = tmp_path_factory.mktemp("dist")
@@ -103,13 +103,13 @@ def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wheel(distributions: Path) -> Path:
     (wheel,) = distributions.glob("*.whl")
     return wheel
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with what the package requires; each test installs the package itself."""
     directory = tmp_path_factory.mktemp("environment")
