@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -33,7 +34,7 @@ CONNECT_LIMIT = 5
 
 class StopSignals:
     """
-    SIGINT and SIGTERM: ask for the end, and see to it that it comes.
+    SIGINT, SIGTERM and SIGHUP (a closed terminal): ask for the end, and see to it that it comes.
 
     Nothing is interrupted, because what is half done may not let itself be undone: the start looks at
     `requested` between its steps, the running server is told by `on_stop`. Whoever asks twice is not
@@ -49,6 +50,8 @@ class StopSignals:
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(signal.SIGHUP, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -163,9 +166,13 @@ def command(name: str, **options: Any) -> str:
     from django.core.management import CommandError, call_command
     from django.db import Error
 
+    from pgnotify_gql.errors import PgnotifyGqlError
+
     output = StringIO()
     try:
         call_command(name, stdout=output, **options)
+    except PgnotifyGqlError as error:
+        raise DemoError(str(error)) from error
     except (Error, CommandError) as error:
         raise DemoError(
             f"manage.py {name} fails ({one_line(error)}): give the demo another database"
@@ -221,8 +228,10 @@ def one_line(error: Exception) -> str:
 
 
 def say(label: str = "", text: str = "") -> None:
-    sys.stdout.write(f"{label:<14} {text}".rstrip() + "\n")
-    sys.stdout.flush()
+    # The terminal may be gone; the database still has to be stopped.
+    with suppress(OSError):
+        sys.stdout.write(f"{label:<14} {text}".rstrip() + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

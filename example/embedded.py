@@ -13,6 +13,7 @@ number in ``postmaster.pid`` for the server, and break on a space in the path.
 import hashlib
 import logging
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -104,6 +105,12 @@ class EmbeddedPostgres:
         version_file = self.data / "PG_VERSION"
         if not version_file.exists():
             return
+        owner = self._wheel.system_user
+        if version_file.stat().st_uid != (pwd.getpwnam(owner).pw_uid if owner else os.geteuid()):
+            raise DemoError(
+                f"the data in {self.data} belongs to another user: delete this directory and start again, "
+                "or start the demo as that user"
+            )
         version = version_file.read_text().strip()
         if version != str(VERSION):
             made_by = f"PostgreSQL {version}" if version else "an unknown version of PostgreSQL"
@@ -145,7 +152,7 @@ class EmbeddedPostgres:
             return False
 
     def _postmaster(self) -> psutil.Process | None:
-        with suppress(FileNotFoundError, IndexError, ValueError, psutil.Error):
+        with suppress(OSError, IndexError, ValueError, psutil.Error):
             process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
             if self._is_server(process):
                 return process

@@ -117,6 +117,13 @@ LOGOUT_REDIRECT_URL = "login"
 # else they run on this machine.
 SESSION_COOKIE_NAME = "pgnotify_example_session"
 
+# GraphQL over HTTP answers a faulty query with status 400: for whoever asked, not for the log.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "loggers": {"django.request": {"level": "ERROR"}},
+}
+
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True

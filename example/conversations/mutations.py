@@ -112,8 +112,12 @@ class Mutation(graphene.ObjectType):  # type: ignore[misc]
 
 
 def checked(text: str) -> str:
-    """Return the text without surrounding space; raise GraphQLError when nothing or too much is left."""
-    text = text.strip()
+    """
+    Return the text without surrounding space, and without the null characters that PostgreSQL refuses.
+
+    Raise GraphQLError when nothing or too much is left.
+    """
+    text = text.replace("\0", "").strip()
     if not text:
         raise GraphQLError("the message is empty: write something first")
     if len(text) > LONGEST_TEXT:

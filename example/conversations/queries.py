@@ -30,7 +30,9 @@ class Query(graphene.ObjectType):  # type: ignore[misc]
     messages = graphene.List(
         graphene.NonNull(MessageType),
         conversation_id=graphene.ID(required=True),
-        last=graphene.Int(default_value=100, description=f"At most this many; never over {MOST_MESSAGES}."),
+        last=graphene.Int(
+            default_value=100, required=True, description=f"At most this many; never over {MOST_MESSAGES}."
+        ),
         required=True,
         description="The newest messages of a conversation, oldest first.",
     )

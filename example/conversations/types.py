@@ -21,14 +21,14 @@ class UserType(DjangoObjectType):  # type: ignore[misc]
 
 
 class ConversationType(DjangoObjectType):  # type: ignore[misc]
-    """Resolve it from a queryset with `annotate_unread`, which `unread` is read from."""
-
+    # Read from the annotation of that name: resolve this type from `annotate_unread()`.
     unread = graphene.Int(required=True, description="Messages of others that you have not read.")
     members = graphene.List(graphene.NonNull(UserType), required=True)
 
     class Meta:
         model = Conversation
         fields = ("id", "title")
+        description = "A conversation that you are a member of."
 
     @staticmethod
     def resolve_members(conversation: Conversation, info: Any) -> QuerySet[User]:

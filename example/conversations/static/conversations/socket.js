@@ -24,7 +24,7 @@ export class GraphqlSocket {
   #acknowledgedAt = null;
   #timers = { retry: null, ping: null, pong: null };
 
-  // `onState(state, detail)`: connecting, live, waiting (detail.seconds until the next attempt), closed.
+  // `onState(state, { code, reason })`: connecting, live, waiting (for the next attempt), closed (for good).
   constructor(url, onState) {
     this.#url = url;
     this.#onState = onState;
@@ -116,7 +116,7 @@ export class GraphqlSocket {
     this.#failures = steady ? 0 : this.#failures + 1;
     const pause = Math.min(FIRST_PAUSE_MS * 2 ** this.#failures, LONGEST_PAUSE_MS) * (0.5 + Math.random() / 2);
     this.#timers.retry = setTimeout(() => this.connect(), pause);
-    this.#onState("waiting", { code, reason, seconds: pause / 1000 });
+    this.#onState("waiting", { code, reason });
   }
 
   #connectNow() {

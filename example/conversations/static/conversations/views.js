@@ -23,11 +23,11 @@ function place(parent, nodes) {
   });
 }
 
-export function showState(state, { seconds, code, reason }) {
+export function showState(state, { code, reason }) {
   const words = {
     connecting: "Connecting",
     live: "Live",
-    waiting: `Offline, next try in ${Math.ceil(seconds ?? 0)} s`,
+    waiting: "Offline, trying again",
     closed: `Closed by the server: ${reason || code}. Reload the page.`,
   };
   const node = byId("connection-state");
