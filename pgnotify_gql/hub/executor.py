@@ -16,9 +16,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
-from django.db import close_old_connections, connections
+from django.db import connections
 
 from .operations import Cohort
 
@@ -38,6 +39,9 @@ MOST_PENDING = 10_000
 
 PING_AFTER = 1.0
 """Seconds after which a thread's idle connection is tried before it is used: the server may have restarted."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds to wait for a thread that is in the middle of a query when the hub closes."""
 
 Outcome = str | None | Awaitable[str | None]
 
@@ -82,9 +86,11 @@ class Executor:
         for hop in hops:
             hop.cancel()
         await asyncio.gather(*hops, return_exceptions=True)
+        # The barrier hands one call to each thread, since a connection is closed by the thread that opened it.
+        barrier = threading.Barrier(self._workers)
         for _ in range(self._workers):
-            self._pool.submit(_close_connections)
-        # Without waiting on the event loop: a thread may be in the middle of a query.
+            self._pool.submit(_close_connections, barrier)
+        # Without blocking the event loop: a thread may be in the middle of a query.
         await asyncio.to_thread(self._pool.shutdown)
 
     def _schedule(self, cohort: Cohort) -> None:
@@ -165,7 +171,7 @@ async def _settled(outcome: Outcome) -> str | None:
         return None
 
 
-def _close_connections() -> None:
-    # One for each thread; a thread that takes two of them does no harm, the other's end with the process.
-    close_old_connections()
+def _close_connections(barrier: threading.Barrier) -> None:
     connections.close_all()
+    with suppress(threading.BrokenBarrierError):
+        barrier.wait(CLOSE_TIMEOUT)

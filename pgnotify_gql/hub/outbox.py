@@ -37,7 +37,8 @@ class Outbox:
         """Queue a frame; dropped once the outbox has overflowed or is closed."""
         if self._closed:
             return
-        if len(self._frames) >= self._messages or self._bytes + len(frame) > self._size > len(frame):
+        # A single frame above the limit is sent when nothing else waits: it could not be sent otherwise at all.
+        if len(self._frames) >= self._messages or (self._frames and self._bytes + len(frame) > self._size):
             self.close()
             self._frames.clear()
             self._overflowed()

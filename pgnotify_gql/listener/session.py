@@ -20,13 +20,17 @@ CONNECT_TIMEOUT = 5
 """Seconds to wait for a server that does not answer."""
 
 
+TCP_TIMEOUT = 15.0
+"""Seconds without an acknowledgement after which a connection counts as lost, for sessions without a time-out."""
+
+
 async def connect(dsn: str, *, session_timeout: float, application_name: str = APPLICATION_NAME) -> Connection:
     """
-    Return a connection whose session ends when it is silent for `session_timeout` seconds.
+    Return a connection whose session ends when it is silent for `session_timeout` seconds (0: however long).
 
     Raises psycopg.OperationalError when there is no server, psycopg.ProgrammingError when `dsn` is malformed.
     """
-    seconds = max(1, int(session_timeout))
+    seconds = max(1, int(session_timeout or TCP_TIMEOUT))
     parameters: dict[str, Any] = {
         "application_name": application_name,
         "connect_timeout": CONNECT_TIMEOUT,
@@ -46,13 +50,14 @@ async def connect(dsn: str, *, session_timeout: float, application_name: str = A
 
 def _session_settings(session_timeout: float) -> dict[str, str]:
     milliseconds = str(int(session_timeout * 1000))
+    tcp_timeout = session_timeout or TCP_TIMEOUT
     return {
         "idle_session_timeout": milliseconds,
         "idle_in_transaction_session_timeout": milliseconds,
-        "tcp_keepalives_idle": str(max(1, int(session_timeout / 3))),
-        "tcp_keepalives_interval": str(max(1, int(session_timeout / 6))),
+        "tcp_keepalives_idle": str(max(1, int(tcp_timeout / 3))),
+        "tcp_keepalives_interval": str(max(1, int(tcp_timeout / 6))),
         "tcp_keepalives_count": "3",
-        "tcp_user_timeout": milliseconds,
+        "tcp_user_timeout": str(int(tcp_timeout * 1000)),
         # What a role or a database may have set for applications must not end a long read of a backlog.
         "statement_timeout": "0",
         "lock_timeout": "0",

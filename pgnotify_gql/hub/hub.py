@@ -1,0 +1,227 @@
+"""
+The hub: one for each server process and event loop, between the channel layer and the operations.
+
+It owns one channel of the layer, whatever the number of sockets, and joins a model's group while some operation waits
+for the model: the group first, then the cursor, so that no change falls between.  Messages are taken in order by the
+model's intake; a gap is healed from the journal before anything later is dispatched.  A change goes to the cohorts
+the topic index finds, and from there to the executor.
+
+On failure: a layer that fails is tried again and its groups are joined again; what was missed shows as a gap.  While
+the database is away healing waits, and with it the intake.  Changes that have left the journal are answered with a
+resync to every operation on the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import Hashable
+from contextlib import suppress
+from typing import Any, Protocol
+
+import psycopg
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from .. import names
+from ..capture.registry import registry
+from ..errors import CursorTooOldError
+from ..journal.change import JournalRow
+from ..relay.messages import CHANGES, HEARTBEAT, ChangesMessage, HeartbeatMessage
+from .executor import Executor
+from .intake import Intake
+from .operations import Cohort, Operation, cohort_key
+from .reader import RETRY_FIRST, RETRY_MAX, HubReader
+from .topics import TopicIndex
+
+logger = logging.getLogger("pgnotify_gql.hub")
+
+RENEW_INTERVAL = 60.0
+"""Seconds after which the groups are joined again: channels_redis forgets members after a day, a flushed Redis at
+once."""
+
+LAYER_RETRY = 0.5
+"""Seconds before a layer that failed is tried again."""
+
+
+class Layer(Protocol):
+    """What a hub needs of a channel layer."""
+
+    async def new_channel(self, prefix: str = ...) -> str: ...
+
+    async def receive(self, channel: str) -> dict[str, Any]: ...
+
+    async def group_add(self, group: str, channel: str) -> None: ...
+
+    async def group_discard(self, group: str, channel: str) -> None: ...
+
+
+class Hub:
+    """Feeds the operations of one process; used on one event loop only."""
+
+    def __init__(self, layer: Layer, reader: HubReader, executor: Executor) -> None:
+        self.executor = executor
+        self._layer = layer
+        self._reader = reader
+        self._index: TopicIndex[Cohort] = TopicIndex()
+        self._cohorts: dict[Hashable, Cohort] = {}
+        self._intakes: dict[str, Intake] = {}
+        self._waiting: Counter[str] = Counter()
+        self._joining = asyncio.Lock()
+        self._channel = ""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Open the channel and begin to receive."""
+        self._channel = await self._layer.new_channel()
+        await self._layer.group_add(names.heartbeat_group(), self._channel)
+        self._tasks = [
+            asyncio.create_task(self._receive(), name="pgnotify_gql hub"),
+            asyncio.create_task(self._renew(), name="pgnotify_gql groups"),
+        ]
+
+    async def close(self) -> None:
+        """Leave every group, end the tasks and the worker threads."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for group in self._groups():
+            with suppress(Exception):
+                await self._layer.group_discard(group, self._channel)
+        await self.executor.close()
+        await self._reader.close()
+
+    async def join(self, operation: Operation) -> None:
+        """Feed an operation: it is given every change that commits after this has returned."""
+        topics = operation.interest.topics
+        for label in sorted({topic.label for topic in topics}):
+            self._waiting[label] += 1
+            await self._join_model(label)
+        key = cohort_key(operation)
+        cohort = self._cohorts.get(key)
+        if cohort is None:
+            cohort = self._cohorts[key] = Cohort(operation.execution, topics)
+            for topic in topics:
+                self._index.add(topic, cohort)
+        cohort.add(operation)
+
+    async def leave(self, operation: Operation) -> None:
+        """Feed an operation no longer; it is given nothing from here on, whatever is under way."""
+        key = cohort_key(operation)
+        cohort = self._cohorts.get(key)
+        if cohort is not None and cohort.members.pop(operation, operation) is None and not cohort.members:
+            del self._cohorts[key]
+            for topic in cohort.topics:
+                self._index.remove(topic, cohort)
+        for label in {topic.label for topic in operation.interest.topics}:
+            self._waiting[label] -= 1
+            if not self._waiting[label]:
+                await self._leave_model(label)
+
+    def _groups(self) -> list[str]:
+        return [names.heartbeat_group(), *map(names.model_group, self._intakes)]
+
+    async def _join_model(self, label: str) -> None:
+        async with self._joining:
+            if label in self._intakes:
+                return
+            await self._layer.group_add(names.model_group(label), self._channel)
+            self._intakes[label] = Intake(label, await self._reader.current())
+
+    async def _leave_model(self, label: str) -> None:
+        async with self._joining:
+            if self._waiting[label] or self._intakes.pop(label, None) is None:
+                return
+            with suppress(Exception):
+                await self._layer.group_discard(names.model_group(label), self._channel)
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                message = await self._layer.receive(self._channel)
+            except Exception as error:  # noqa: BLE001  (any layer, any failure: what it lost shows as a gap)
+                logger.warning("the channel layer failed (%r); joining the groups again", error)
+                await asyncio.sleep(LAYER_RETRY)
+                await self._join_groups()
+                continue
+            try:
+                await self._handle(message)
+            except Exception:
+                logger.exception("a message of the channel layer could not be handled")
+
+    async def _handle(self, message: dict[str, Any]) -> None:
+        if message["type"] == CHANGES:
+            await self._take(message)  # type: ignore[arg-type]  # the relay's own message, by its type
+        elif message["type"] == HEARTBEAT:
+            await self._note(message)  # type: ignore[arg-type]
+        await self.executor.room()
+
+    async def _take(self, message: ChangesMessage) -> None:
+        intake = self._intakes.get(message["label"])
+        if intake is None or intake.is_stale(message["epoch"]):
+            return
+        if not intake.follows(message):
+            await self._heal(intake, message["epoch"], message["seq"])
+        self._dispatch(intake.take(message))
+
+    async def _note(self, heartbeat: HeartbeatMessage) -> None:
+        for intake in list(self._intakes.values()):
+            if intake.is_stale(heartbeat["epoch"]):
+                continue
+            if not intake.agrees(heartbeat):
+                await self._heal(intake, heartbeat["epoch"], heartbeat["seqs"].get(intake.label, 0))
+            intake.note(heartbeat)
+
+    async def _heal(self, intake: Intake, epoch: int, seq: int) -> None:
+        """Read what is missing from the journal, for as long as it takes."""
+        logger.debug("healing %s from %s", intake.label, intake.position)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(psycopg.Error),
+            wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
+            before_sleep=lambda state: logger.warning("healing %s waits for the database", intake.label),
+        )
+        async for attempt in retrying:
+            with attempt:
+                await self._read_missed(intake)
+        intake.healed(epoch, seq)
+
+    async def _read_missed(self, intake: Intake) -> None:
+        try:
+            async for batch in self._reader.missed(intake.position, intake.label):
+                self._dispatch(batch.rows)
+                intake.position = batch.position
+                await self.executor.room()
+        except CursorTooOldError as error:
+            logger.error("%s: a gap could not be healed: %s", intake.label, error)
+            self._resync(intake.label, str(error))
+
+    def _dispatch(self, rows: list[JournalRow] | Any) -> None:
+        for row in rows:
+            source = registry.get(row.label)
+            if source is None:
+                continue
+            for change in row.changes(source):
+                for cohort in self._index.find(change):
+                    self.executor.submit(cohort, change)
+
+    def _resync(self, label: str, reason: str) -> None:
+        payload = json.dumps({"data": None, "extensions": {"resync": {"reason": reason}}})
+        for cohort in self._index.waiting_for(label):
+            for operation in list(cohort.members):
+                operation.deliver(payload)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_INTERVAL)
+            await self._join_groups()
+
+    async def _join_groups(self) -> None:
+        for group in self._groups():
+            try:
+                await self._layer.group_add(group, self._channel)
+            except Exception as error:  # noqa: BLE001
+                logger.warning("the channel layer did not take %s (%r); trying again later", group, error)
+                return
+
+

@@ -1,0 +1,70 @@
+"""
+The intake of one model: takes messages in, knows what has been taken, and notices a gap.
+
+Messages of an epoch are numbered.  The next number is taken; an old epoch is ignored; anything else (a number that is
+missing, a new epoch, the first message after joining, a heartbeat that is ahead) is a gap, and whoever owns the intake
+must heal it from the journal, from ``position``.  What arrives a second time, or was healed before, is dropped by its
+position.  Order is kept: nothing is taken past a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..journal.change import JournalRow
+from ..journal.snapshot import Position, Snapshot
+from ..relay.messages import ChangesMessage, HeartbeatMessage, journal_rows
+
+
+class Intake:
+    """What one hub has taken of one model."""
+
+    def __init__(self, label: str, cursor: Snapshot) -> None:
+        self.label = label
+        self.position = Position(cursor)
+        self._epoch = 0
+        self._seq: int | None = None
+
+    def is_stale(self, epoch: int) -> bool:
+        """Return whether a message comes from a leader that has been replaced."""
+        return epoch < self._epoch
+
+    def follows(self, message: ChangesMessage) -> bool:
+        """Return whether nothing is missing between what was taken and this message."""
+        return message["epoch"] == self._epoch and self._seq is not None and message["seq"] <= self._seq + 1
+
+    def agrees(self, heartbeat: HeartbeatMessage) -> bool:
+        """Return whether everything was taken that had been sent before the heartbeat."""
+        if heartbeat["epoch"] == self._epoch and self._seq is not None:
+            return heartbeat["seqs"].get(self.label, 0) <= self._seq
+        return self.position.before.covers(Snapshot.parse(heartbeat["cursor"]))
+
+    def take(self, message: ChangesMessage) -> list[JournalRow]:
+        """Return the rows of a message that are new, and move on past it."""
+        before, after = Snapshot.parse(message["before"]), Snapshot.parse(message["after"])
+        self._number(message["epoch"], message["seq"])
+        rows = self.unseen(journal_rows(message))
+        if rows:
+            # What was healed reaches further than the batch's beginning; forgetting it would take it twice.
+            base = self.position.before if self.position.before.covers(before) else before
+            self.position = Position(base, after, rows[-1].id)
+        return rows
+
+    def unseen(self, rows: Sequence[JournalRow]) -> list[JournalRow]:
+        """Return the rows that have not been taken."""
+        return [row for row in rows if not self.position.includes(row.xid, row.id)]
+
+    def note(self, heartbeat: HeartbeatMessage) -> None:
+        """Move on to a heartbeat with which this intake agrees, or up to which it was healed."""
+        cursor = Snapshot.parse(heartbeat["cursor"])
+        self._number(heartbeat["epoch"], heartbeat["seqs"].get(self.label, 0))
+        if cursor.covers(self.position.before) and cursor.covers(self.position.after):
+            self.position = Position(cursor)
+
+    def healed(self, epoch: int, seq: int) -> None:
+        """Count from this message on: what came before it was read from the journal."""
+        self._number(epoch, seq)
+
+    def _number(self, epoch: int, seq: int) -> None:
+        self._seq = max(seq, self._seq) if epoch == self._epoch and self._seq is not None else seq
+        self._epoch = epoch

@@ -1,0 +1,100 @@
+"""
+The hub of this process: put together from the settings when the first socket opens, closed after the last.
+
+With INLINE_LISTENER the listener runs beside it, in the same event loop.  It is started with the first socket, since
+Daphne tells an application nothing of its own start and end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import cast
+from weakref import WeakKeyDictionary
+
+from ..conf import Settings, database_conninfo, get_settings
+from ..errors import PgnotifyGqlError
+from ..listener import connect
+from ..relay.worker import build_listener, channel_layer
+from .executor import Executor
+from .hub import Hub, Layer
+from .reader import HubReader
+
+logger = logging.getLogger("pgnotify_gql.hub")
+
+INLINE_RETRY = 5.0
+"""Seconds before an inline listener that cannot start (no journal yet) is tried again."""
+
+
+class _Process:
+    """The hub of one event loop, and how many sockets hold it open."""
+
+    def __init__(self) -> None:
+        self.sockets = 0
+        self.lock = asyncio.Lock()
+        self.hub: Hub | None = None
+        self.listener: asyncio.Task[None] | None = None
+
+
+_processes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Process] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def open_hub() -> AsyncIterator[Hub]:
+    """Hold the hub of this process open.  Raises ConfigurationError."""
+    process = _processes.setdefault(asyncio.get_running_loop(), _Process())
+    process.sockets += 1
+    try:
+        async with process.lock:
+            if process.hub is None:
+                await _start(process, get_settings())
+        assert process.hub is not None
+        yield process.hub
+    finally:
+        process.sockets -= 1
+        # Shielded: a socket that is cancelled must not leave half a hub behind.
+        await asyncio.shield(_close_unused(process))
+
+
+def current_hub() -> Hub:
+    """Return the hub that is held open on this event loop."""
+    process = _processes.get(asyncio.get_running_loop())
+    if process is None or process.hub is None:
+        raise RuntimeError("no hub is open: subscriptions are served by GraphqlSubscriptionConsumer")
+    return process.hub
+
+
+async def _start(process: _Process, settings: Settings) -> None:
+    dsn = database_conninfo(settings)
+    opened = partial(connect, dsn, session_timeout=0, application_name="pgnotify_gql hub")
+    # Both Protocols describe the same channel layer, each the part it needs.
+    layer = cast(Layer, channel_layer(settings))
+    hub = Hub(layer, HubReader(opened), Executor(settings.WORKERS))
+    await hub.start()
+    process.hub = hub
+    if settings.INLINE_LISTENER:
+        process.listener = asyncio.create_task(_listen(settings), name="pgnotify_gql inline listener")
+
+
+async def _close_unused(process: _Process) -> None:
+    async with process.lock:
+        if process.sockets or process.hub is None:
+            return
+        hub, process.hub = process.hub, None
+        listener, process.listener = process.listener, None
+        if listener is not None:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+        await hub.close()
+
+
+async def _listen(settings: Settings) -> None:
+    while True:
+        try:
+            await build_listener(settings).run()
+        except PgnotifyGqlError as error:
+            logger.error("the inline listener cannot run: %s", error)
+        await asyncio.sleep(INLINE_RETRY)

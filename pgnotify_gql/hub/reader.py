@@ -1,0 +1,81 @@
+"""
+The hub's own connection to the journal: one for each process, opened when first needed.
+
+Used for what is rare: the cursor when a model is joined, and healing.  A database that is away is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import psycopg
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from ..journal.reader import Batch, Connection, current_snapshot, read_missed
+from ..journal.snapshot import Position, Snapshot
+
+logger = logging.getLogger("pgnotify_gql.hub")
+
+R = TypeVar("R")
+
+RETRY_FIRST = 0.1
+RETRY_MAX = 5.0
+"""Seconds: the scale of the first pause before the database is tried again, and the longest; both with jitter."""
+
+
+class HubReader:
+    """Reads the journal over one connection, opened by `connect`."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
+
+    async def current(self) -> Snapshot:
+        """Return the cursor from which only later changes are new; waits for the database."""
+        async for attempt in self._attempts():
+            with attempt:
+                return await self._asking(current_snapshot)
+        raise AssertionError("tried until it works")
+
+    async def missed(self, position: Position, label: str) -> AsyncIterator[Batch]:
+        """
+        Yield what a model has after a position.
+
+        Raises psycopg.Error when the database is lost meanwhile, and CursorTooOldError.
+        """
+        connection = await self._opened()
+        try:
+            async for batch in read_missed(connection, position, label):
+                yield batch
+        except psycopg.Error:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                await connection.close()
+
+    def _attempts(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type(psycopg.Error),
+            wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
+        )
+
+    async def _asking(self, question: Callable[[Connection], Awaitable[R]]) -> R:
+        try:
+            return await question(await self._opened())
+        except psycopg.Error as error:
+            logger.warning("the hub cannot read the journal (%s); trying again", error)
+            await self.close()
+            raise
+
+    async def _opened(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = await self._connect()
+        return self._connection
