@@ -4,8 +4,8 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Quiet, so that pip's own complaints stand out.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+# Errors only: among pip's and setuptools' remarks they would not be found.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check clean
@@ -40,8 +40,8 @@ clean:
 
 # One environment for both: the tests need what the demo needs, and more.
 $(VENV)/installed-%: setup.cfg pyproject.toml | $(VENV)/made
-	@echo "Installing what make $* needs into $(VENV)"
-	@$(PIP_INSTALL) '.[$*]'
+	@echo "Installing what make $* needs into $(VENV), once"
+	@$(PIP_INSTALL) --editable '.[$*]'
 	@touch $@
 
 $(VENV)/made:
@@ -52,5 +52,6 @@ $(VENV)/made:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 		echo "$(PYTHON) lacks the venv module: install it (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv --upgrade-deps $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --upgrade pip
 	@touch $@
