@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 import psycopg
 import pytest
@@ -17,7 +18,7 @@ from mirakuru.exceptions import ProcessExitedWithError
 from tests.support.databases import Database
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer, find_bin_path
-from tests.support.processes import CHECKOUT, PgBouncer, Process, RedisServer
+from tests.support.processes import CHECKOUT, PgBouncer, Process, ProjectServer, RedisServer
 
 
 def test_a_server_answers_with_its_version(request: pytest.FixtureRequest, postgres: PostgresServer) -> None:
@@ -173,6 +174,25 @@ def test_pgbouncer_pools_the_connections_to_a_database(
 
 
 SLEEPER = [sys.executable, "-c", "import time; print('ready'); time.sleep(60)"]
+
+
+@pytest.mark.postgres("18")
+@pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
+def test_a_project_server_answers_once_it_is_started(
+    request: pytest.FixtureRequest, database: Database, kind: str
+) -> None:
+    server: ProjectServer = request.getfixturevalue(kind)(database, inline=False)
+    with urlopen(f"{server.http_url}/login/", timeout=10) as response:
+        assert response.status == 200
+
+
+@pytest.mark.postgres("18")
+def test_a_listener_leads_once_it_is_started_and_ends_well(
+    database_triggers: Database, redis_server: RedisServer, run_listener: Callable[..., Process]
+) -> None:
+    listener = run_listener(database_triggers, redis_server)
+    listener.terminate()
+    assert listener.wait() == 0
 
 
 class TestAProcess:
