@@ -17,7 +17,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -69,6 +69,8 @@ class Hub:
         self._intakes: dict[str, Intake] = {}
         self._waiting: Counter[str] = Counter()
         self._joining = asyncio.Lock()
+        self._taking = asyncio.Lock()
+        self._early: dict[str, ChangesMessage] = {}
         self._channel = ""
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -95,9 +97,14 @@ class Hub:
     async def join(self, operation: Operation) -> None:
         """Feed an operation: it is given every change that commits after this has returned."""
         topics = operation.interest.topics
-        for label in sorted({topic.label for topic in topics}):
-            self._waiting[label] += 1
-            await self._join_model(label)
+        labels = operation.interest.labels
+        self._waiting.update(labels)
+        try:
+            for label in labels:
+                await self._join_model(label)
+        except BaseException:
+            await asyncio.shield(self._stop_waiting(labels))
+            raise
         key = cohort_key(operation)
         cohort = self._cohorts.get(key)
         if cohort is None:
@@ -109,25 +116,34 @@ class Hub:
     async def leave(self, operation: Operation) -> None:
         """Feed an operation no longer; it is given nothing from here on, whatever is under way."""
         key = cohort_key(operation)
-        cohort = self._cohorts.get(key)
-        if cohort is not None and cohort.members.pop(operation, operation) is None and not cohort.members:
+        cohort = self._cohorts[key]
+        del cohort.members[operation]
+        if not cohort.members:
             del self._cohorts[key]
             for topic in cohort.topics:
                 self._index.remove(topic, cohort)
-        for label in {topic.label for topic in operation.interest.topics}:
-            self._waiting[label] -= 1
-            if not self._waiting[label]:
-                await self._leave_model(label)
+        await self._stop_waiting(operation.interest.labels)
 
     def _groups(self) -> list[str]:
         return [names.heartbeat_group(), *map(names.model_group, self._intakes)]
+
+    async def _stop_waiting(self, labels: Sequence[str]) -> None:
+        self._waiting.subtract(labels)
+        for label in labels:
+            if not self._waiting[label]:
+                await self._leave_model(label)
 
     async def _join_model(self, label: str) -> None:
         async with self._joining:
             if label in self._intakes:
                 return
             await self._layer.group_add(names.model_group(label), self._channel)
-            self._intakes[label] = Intake(label, await self._reader.current())
+            self._early.pop(label, None)
+            intake = Intake(label, await self._reader.current())
+            async with self._taking:
+                self._intakes[label] = intake
+                if early := self._early.pop(label, None):
+                    await self._heal(intake, early["epoch"], early["seq"])
 
     async def _leave_model(self, label: str) -> None:
         async with self._joining:
@@ -151,15 +167,20 @@ class Hub:
                 logger.exception("a message of the channel layer could not be handled")
 
     async def _handle(self, message: dict[str, Any]) -> None:
-        if message["type"] == CHANGES:
-            await self._take(message)  # type: ignore[arg-type]  # the relay's own message, by its type
-        elif message["type"] == HEARTBEAT:
-            await self._note(message)  # type: ignore[arg-type]
+        async with self._taking:
+            if message["type"] == CHANGES:
+                await self._take(message)  # type: ignore[arg-type]  # the relay's own message, by its type
+            elif message["type"] == HEARTBEAT:
+                await self._note(message)  # type: ignore[arg-type]
         await self.executor.room()
 
     async def _take(self, message: ChangesMessage) -> None:
         intake = self._intakes.get(message["label"])
-        if intake is None or intake.is_stale(message["epoch"]):
+        if intake is None:
+            # Came between joining the group and having the cursor: remembered, and then read from the journal.
+            self._early[message["label"]] = message
+            return
+        if intake.is_stale(message["epoch"]):
             return
         if not intake.follows(message):
             await self._heal(intake, message["epoch"], message["seq"])
@@ -196,14 +217,18 @@ class Hub:
             logger.error("%s: a gap could not be healed: %s", intake.label, error)
             self._resync(intake.label, str(error))
 
-    def _dispatch(self, rows: list[JournalRow] | Any) -> None:
+    def _dispatch(self, rows: Sequence[JournalRow]) -> None:
         for row in rows:
             source = registry.get(row.label)
             if source is None:
                 continue
-            for change in row.changes(source):
-                for cohort in self._index.find(change):
-                    self.executor.submit(cohort, change)
+            try:
+                for change in row.changes(source):
+                    for cohort in self._index.find(change):
+                        self.executor.submit(cohort, change)
+            except Exception:
+                logger.exception("journal row %d of %s cannot be decoded", row.id, row.label)
+                self._resync(row.label, "a change could not be decoded")
 
     def _resync(self, label: str, reason: str) -> None:
         payload = json.dumps({"data": None, "extensions": {"resync": {"reason": reason}}})

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import NoReturn, Protocol
 
 from ..journal.change import Change
@@ -40,6 +41,11 @@ class Interest:
 
     topics: tuple[Topic, ...]
     audience: Audience = Audience.NOBODY
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Return the models of the topics, each once."""
+        return tuple(dict.fromkeys(topic.label for topic in self.topics))
 
     def __aiter__(self) -> NoReturn:
         raise TypeError("this subscription is fed by a hub: serve it with GraphqlSubscriptionConsumer")

@@ -15,6 +15,8 @@ from functools import partial
 from typing import cast
 from weakref import WeakKeyDictionary
 
+import psycopg
+
 from ..conf import Settings, database_conninfo, get_settings
 from ..errors import PgnotifyGqlError
 from ..listener import connect
@@ -95,6 +97,6 @@ async def _listen(settings: Settings) -> None:
     while True:
         try:
             await build_listener(settings).run()
-        except PgnotifyGqlError as error:
+        except (PgnotifyGqlError, psycopg.Error) as error:
             logger.error("the inline listener cannot run: %s", error)
         await asyncio.sleep(INLINE_RETRY)

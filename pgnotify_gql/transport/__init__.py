@@ -1,1 +1,15 @@
-"""transport"""
+"""
+Transport: from operations to frames.
+
+Guarantees that nothing runs before a connection is acknowledged, that results of an operation are sent in order and
+nothing after its end, and that a violation of a subprotocol is answered exactly as the subprotocol says.
+
+Does not guarantee that a client reads: what waits for it is bounded, and a client that falls behind is closed with a
+code on which clients come back.
+
+On failure of one operation the others of the socket go on; on failure of the socket all of its operations end.
+"""
+
+from .consumer import GraphqlSubscriptionConsumer
+
+__all__ = ["GraphqlSubscriptionConsumer"]

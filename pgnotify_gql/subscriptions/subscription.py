@@ -1,0 +1,120 @@
+"""
+``Subscription``: what an application writes for one field of its subscription type.
+
+``subscribe`` says what to wait for, ``next`` what a change means for this subscriber; the query's selection is executed
+on what ``next`` returns.  Both run as the subscriber, in a worker thread unless they are asynchronous.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import graphene
+from django.db.models import Model
+from graphene.types.base import BaseOptions
+from graphene.utils.props import props
+from graphene.utils.subclass_with_meta import SubclassWithMeta
+from graphql import GraphQLResolveInfo
+
+from ..errors import ConfigurationError
+from ..hub import Audience, Event, Interest, Topic, current_hub
+from .fields import SubscriptionField
+
+Topics = Sequence[type[Model] | Topic]
+
+
+class SubscriptionOptions(BaseOptions):  # type: ignore[misc]  # graphene is untyped
+    """What ``class Meta`` and ``class Arguments`` said."""
+
+    output: Any = None
+    arguments: dict[str, Any]
+
+
+class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyped
+    """
+    A subscription field.
+
+    ::
+
+        class MessagesSubscription(Subscription):
+            class Meta:
+                output = MessageType
+
+            class Arguments:
+                conversation_id = graphene.ID(required=True)
+
+            @classmethod
+            def subscribe(cls, info, conversation_id):
+                return [Topic(Message, conversation=conversation_id)]
+
+            @classmethod
+            def next(cls, change, info, conversation_id):
+                return Message.objects.for_user(info.context.user).filter(pk=change.pk).first()
+
+        class Subscriptions(graphene.ObjectType):
+            messages = MessagesSubscription.Field()
+
+    `audience` says who may share an execution: by default nobody, every subscriber's is its own.
+    """
+
+    audience: Audience = Audience.NOBODY
+    _meta: SubscriptionOptions
+
+    @classmethod
+    def __init_subclass_with_meta__(cls, output: Any = None, description: str | None = None, **options: Any) -> None:
+        if output is None:
+            raise ConfigurationError(f"{cls.__name__} needs a class Meta with `output = SomeType`")
+        for name in ("subscribe", "next"):
+            if getattr(cls, name) is None:
+                raise ConfigurationError(f"{cls.__name__} needs a classmethod {name}()")
+        meta = SubscriptionOptions(cls)
+        meta.name = options.pop("name", None) or cls.__name__
+        meta.description = description or inspect.getdoc(cls) if cls.__doc__ else description
+        meta.output = output
+        arguments = getattr(cls, "Arguments", None)
+        meta.arguments = props(arguments) if arguments else {}
+        cls._meta = meta
+        super().__init_subclass_with_meta__(**options)
+
+    subscribe: Any = None
+    """``subscribe(cls, info, **arguments)`` returns models and ``Topic(model, column=value)``.  May raise GraphQLError to
+    refuse."""
+
+    next: Any = None
+    """``next(cls, change, info, **arguments)`` returns the value for this change, or None for nothing to send."""
+
+    @classmethod
+    def Field(cls, **options: Any) -> graphene.Field:  # noqa: N802  (graphene's word)
+        """Return the field to mount on the subscription type; takes graphene.Field's options."""
+        return SubscriptionField(cls, **options)
+
+    @classmethod
+    async def resolve_interest(cls, root: Any, info: GraphQLResolveInfo, **arguments: Any) -> Interest:
+        """Return what the field waits for; graphql-core's subscribe resolver."""
+        if inspect.iscoroutinefunction(cls.subscribe):
+            topics = await cls.subscribe(info, **arguments)
+        else:
+            topics = await current_hub().executor.run(cls.subscribe, info, **arguments)
+        if isinstance(topics, Topic) or not isinstance(topics, Sequence):
+            topics = [topics]
+        return Interest(tuple(dict.fromkeys(map(Topic.of, topics))), Audience(cls.audience))
+
+    @classmethod
+    def resolve_event(cls, event: Event, info: GraphQLResolveInfo, **arguments: Any) -> Any:
+        """Return the value of the field for a change; graphql-core's resolver."""
+        if inspect.iscoroutinefunction(cls.next):
+            return _awaited(event, cls.next(event.change, info, **arguments))
+        return _noted(event, cls.next(event.change, info, **arguments))
+
+
+async def _awaited(event: Event, value: Any) -> Any:
+    return _noted(event, await value)
+
+
+def _noted(event: Event, value: Any) -> Any:
+    event.skipped = value is None
+    return value
+
+

@@ -1,0 +1,36 @@
+"""
+Close codes, one list for every subprotocol.
+
+Clients of graphql-transport-ws never retry 4400, 4401, 4406, 4409, 4429 and 4500; they do retry 4403, 4408, 1001,
+1012, 1013 and abnormal closes.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+REASON_BYTES = 123
+"""RFC 6455: a control frame carries 125 bytes, two of which are the code."""
+
+
+class CloseCode(IntEnum):
+    """Why a socket is closed by the server."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    MESSAGE_TOO_BIG = 1009
+    SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
+    BAD_REQUEST = 4400
+    UNAUTHORIZED = 4401
+    FORBIDDEN = 4403
+    SUBPROTOCOL_NOT_ACCEPTABLE = 4406
+    INITIALISATION_TIMEOUT = 4408
+    SUBSCRIBER_EXISTS = 4409
+    TOO_MANY_INITIALISATION_REQUESTS = 4429
+    INTERNAL_SERVER_ERROR = 4500
+
+
+def reason(text: str) -> str:
+    """Return a reason that fits into a close frame."""
+    return text.encode()[:REASON_BYTES].decode(errors="ignore")

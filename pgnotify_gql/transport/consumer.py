@@ -1,0 +1,195 @@
+"""
+The WebSocket consumer: one ASGI application for both subprotocols.
+
+It is mounted like a Channels consumer (``as_asgi``) and reads what Channels' middleware puts into the scope.  It is
+not built on one: that would open a channel of the layer for every socket, and hop to a thread for every frame.  The
+hub has one channel for the whole process.
+
+On failure of the socket everything that ran for it is ended; on failure of anything here the socket is closed, with a
+code that tells the client whether to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import update_wrapper
+from typing import Any
+
+from graphql import GraphQLSchema
+
+from ..conf import get_settings
+from ..errors import ConfigurationError
+from ..hub import open_hub
+from ..hub.hub import Hub
+from ..hub.outbox import Outbox
+from .close_codes import CloseCode, reason
+from .context import OperationRequest
+from .documents import Documents
+from .engine import GraphqlEngine
+from .graphql_transport_ws import GraphqlTransportWs
+from .graphql_ws import GraphqlWs
+from .protocol import Connection, Limits
+
+logger = logging.getLogger("pgnotify_gql.transport")
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+PROTOCOLS: tuple[type[Connection], ...] = (GraphqlTransportWs, GraphqlWs)
+"""In the order of our preference: a client may offer both."""
+
+
+class GraphqlSubscriptionConsumer:
+    """
+    Serves a graphene schema over WebSockets.
+
+    Mount it with ``GraphqlSubscriptionConsumer.as_asgi(schema=schema)``, inside Channels' ``AuthMiddlewareStack`` and
+    ``AllowedHostsOriginValidator``.  Subclasses may override ``on_connect``.  `scope` is the handshake's, and may be
+    written to (``self.scope["user"] = ...``).
+    """
+
+    scope: dict[str, Any]
+
+    def __init__(self, schema: GraphQLSchema, documents: Documents) -> None:
+        self._schema = schema
+        self._documents = documents
+
+    @classmethod
+    def as_asgi(cls, *, schema: Any) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """Return the ASGI application of a ``graphene.Schema``.  Raises ConfigurationError for anything else."""
+        graphql_schema = getattr(schema, "graphql_schema", schema)
+        if not isinstance(graphql_schema, GraphQLSchema):
+            raise ConfigurationError(f"{cls.__name__}.as_asgi(schema=...) takes a graphene.Schema, not {schema!r}")
+        documents = Documents(graphql_schema)
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            await cls(graphql_schema, documents)(scope, receive, send)
+
+        return update_wrapper(application, cls, updated=())
+
+    async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
+        """
+        Decide on a ``connection_init``, whose payload is given.
+
+        Return False to refuse (4403), a dictionary to send with the acknowledgement, or nothing.  An override may be
+        a plain method, which then runs in a worker thread.
+        """
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one socket, as ASGI has it."""
+        if scope["type"] != "websocket":
+            raise ValueError(f"{type(self).__name__} serves WebSockets: mount it under 'websocket', not {scope['type']}")
+        self.scope = dict(scope)
+        await receive()  # websocket.connect
+        protocol = _choose(scope.get("subprotocols", ()))
+        await send({"type": "websocket.accept", "subprotocol": protocol.subprotocol if protocol else None})
+        if protocol is None:
+            # Accepted first: a browser shows the code of a close, not of a refused handshake.
+            await send(_close(CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, "Subprotocol not acceptable"))
+            return
+        try:
+            async with open_hub() as hub:
+                await self._serve(protocol, hub, receive, send)
+        except ConfigurationError as error:
+            logger.error("sockets cannot be served: %s", error)
+            await send(_close(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error"))
+
+    async def _serve(self, protocol: type[Connection], hub: Hub, receive: Receive, send: Send) -> None:
+        settings = get_settings()
+        socket = _Socket(send, messages=settings.OUTBOX_MESSAGES, size=settings.OUTBOX_BYTES)
+        hooks = _Hooks(self, hub)
+        engine = GraphqlEngine(self._schema, self._documents, hub, hooks.context)
+        limits = Limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS)
+        connection = protocol(socket, engine, hooks, limits)
+        writer = asyncio.create_task(socket.run(), name="pgnotify_gql writer")
+        try:
+            connection.opened()
+            while (event := await receive())["type"] == "websocket.receive":
+                _pass_on(event, connection, settings.MAX_MESSAGE_BYTES)
+        finally:
+            await connection.closed()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+
+class _Hooks:
+    """The application's decisions, asked of the consumer; and the context that follows from them."""
+
+    def __init__(self, consumer: GraphqlSubscriptionConsumer, hub: Hub) -> None:
+        self._consumer = consumer
+        self._hub = hub
+        self._params: Mapping[str, Any] = {}
+
+    async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
+        self._params = payload
+        hook = self._consumer.on_connect
+        if inspect.iscoroutinefunction(hook):
+            return await hook(payload)
+        return await self._hub.executor.run(hook, payload)  # type: ignore[return-value]  # a plain override
+
+    def context(self) -> OperationRequest:
+        return OperationRequest(self._consumer.scope, self._params)
+
+
+class _Socket:
+    """An ASGI socket behind an outbox; implements ``protocol.Socket``."""
+
+    def __init__(self, send: Send, *, messages: int, size: int) -> None:
+        self._send = send
+        self._outbox = Outbox(self._write, messages=messages, size=size, overflowed=self._overflowed)
+        self._closing: dict[str, Any] | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    def send(self, frame: str) -> None:
+        self._outbox.put(frame)
+
+    def close(self, code: CloseCode, text: str) -> None:
+        if self._closing is None:
+            self._closing = _close(code, text)
+            self._outbox.close()
+
+    async def run(self) -> None:
+        """Write until closed.  A client that is gone ends it; ASGI tells the reading side."""
+        self._writing = asyncio.create_task(self._outbox.run(), name="pgnotify_gql outbox")
+        try:
+            await asyncio.wait({self._writing})
+            if not self._writing.cancelled() and (error := self._writing.exception()) is not None:
+                logger.debug("a socket could not be written to: %r", error)
+                return
+            if self._closing is not None:
+                await self._send(self._closing)
+        finally:
+            self._writing.cancel()
+
+    async def _write(self, frame: str) -> None:
+        await self._send({"type": "websocket.send", "text": frame})
+
+    def _overflowed(self) -> None:
+        logger.warning("a client did not read fast enough; its socket is closed with %d", CloseCode.TRY_AGAIN_LATER)
+        self._closing = _close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
+        # The server's send waits for a client that does not read; the close must not wait behind it.
+        if self._writing is not None:
+            self._writing.cancel()
+
+
+def _choose(offered: Sequence[str]) -> type[Connection] | None:
+    return next((protocol for protocol in PROTOCOLS if protocol.subprotocol in offered), None)
+
+
+def _pass_on(event: Mapping[str, Any], connection: Connection, most: int) -> None:
+    text = event.get("text")
+    if text is None:
+        connection.received_bytes()
+    elif len(text) > most or (len(text) * 4 > most and len(text.encode(errors="replace")) > most):
+        connection.close(CloseCode.MESSAGE_TOO_BIG, f"Messages may have {most} bytes")
+    else:
+        connection.received(text)
+
+
+def _close(code: CloseCode, text: str) -> dict[str, Any]:
+    return {"type": "websocket.close", "code": int(code), "reason": reason(text)}

@@ -1,0 +1,171 @@
+"""
+The engine: runs what a client asks, on a graphene schema.
+
+Queries and mutations run once, in a worker thread.  A subscription whose field returns an ``Interest`` becomes an
+operation of the hub; one that returns an ordinary asynchronous stream is served from that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    ExecutionResult,
+    GraphQLError,
+    GraphQLSchema,
+    OperationType,
+    create_source_event_stream,
+    execute,
+    get_operation_ast,
+)
+
+from ..hub import Audience, Event, Interest, Operation
+from ..hub.hub import Hub
+from ..journal.change import Change
+from .context import OperationRequest
+from .documents import Documents
+from .frames import Request
+from .protocol import RequestError
+
+logger = logging.getLogger("pgnotify_gql.transport")
+
+
+class GraphqlEngine:
+    """Runs the requests of one socket."""
+
+    def __init__(
+        self, schema: GraphQLSchema, documents: Documents, hub: Hub, context: Callable[[], OperationRequest]
+    ) -> None:
+        self._schema = schema
+        self._documents = documents
+        self._hub = hub
+        self._context = context
+
+    async def run(self, request: Request, emit: Callable[[str], None]) -> None:
+        """Run to the end; see ``protocol.Engine``.  Raises RequestError."""
+        document = self._documents.get(request.query)
+        if document.node is None or document.errors:
+            raise _request_error(document.errors)
+        operation = get_operation_ast(document.node, request.operation_name)
+        if operation is None:
+            raise _request_error([GraphQLError(_no_operation(request))])
+        execution = _Execution(self._schema, document.node, request, self._context())
+        if operation.operation is not OperationType.SUBSCRIPTION:
+            emit(await _settled(await self._hub.executor.run(execution.result, None)))
+            return
+        source = await execution.subscribe()
+        if isinstance(source, Interest):
+            await self._feed(source, execution, request, emit)
+            return
+        async for event in source:
+            emit(await _settled(await self._hub.executor.run(execution.result, event)))
+
+    async def _feed(
+        self, interest: Interest, execution: _Execution, request: Request, emit: Callable[[str], None]
+    ) -> None:
+        execution.share(interest.audience)
+        operation = Operation(interest, execution, emit, _share_key(interest.audience, execution.context, request))
+        await self._hub.join(operation)
+        try:
+            await asyncio.Event().wait()  # until cancelled: an operation of the hub has no end of its own
+        finally:
+            await asyncio.shield(self._hub.leave(operation))
+
+
+@dataclass
+class _Execution:
+    """One request on the schema; called with a change, it is the hub's ``Execution``."""
+
+    schema: GraphQLSchema
+    document: DocumentNode
+    request: Request
+    context: OperationRequest
+
+    def __call__(self, change: Change) -> str | None | Awaitable[str | None]:
+        event = Event(change)
+        result = self._execute(event)
+        if inspect.isawaitable(result):
+            return self._later(event, result)
+        return None if event.skipped else _encode(result)
+
+    def result(self, root: Any) -> str | Awaitable[str]:
+        """Return the JSON of the result for a root value, or an awaitable of it."""
+        result = self._execute(root)
+        return _encoded_later(result) if inspect.isawaitable(result) else _encode(result)
+
+    async def subscribe(self) -> Interest | AsyncIterable[Any]:
+        """Return what the subscription's field is fed by.  Raises RequestError."""
+        source = await create_source_event_stream(
+            self.schema,
+            self.document,
+            context_value=self.context,
+            variable_values=dict(self.request.variables or {}),
+            operation_name=self.request.operation_name,
+        )
+        if isinstance(source, ExecutionResult):
+            raise _request_error(source.errors or [])
+        return source
+
+    def share(self, audience: Audience) -> None:
+        """From now on execute as everybody of the audience."""
+        if _shares(audience, self.context):
+            self.context = self.context.shared(keep_user=audience is Audience.USER)
+
+    async def _later(self, event: Event, result: Awaitable[ExecutionResult]) -> str | None:
+        awaited = await result
+        return None if event.skipped else _encode(awaited)
+
+    def _execute(self, root: Any) -> ExecutionResult | Awaitable[ExecutionResult]:
+        return execute(
+            self.schema,
+            self.document,
+            root_value=root,
+            context_value=self.context.copy(),
+            variable_values=dict(self.request.variables or {}),
+            operation_name=self.request.operation_name,
+        )
+
+
+def _shares(audience: Audience, context: OperationRequest) -> bool:
+    # Visitors without a login may differ by session: they share only what everybody shares.
+    return audience is Audience.EVERYBODY or (audience is Audience.USER and context.user.is_authenticated)
+
+
+def _share_key(audience: Audience, context: OperationRequest, request: Request) -> Hashable | None:
+    if not _shares(audience, context):
+        return None
+    who = context.user.pk if audience is Audience.USER else None
+    variables = json.dumps(request.variables or {}, sort_keys=True)
+    return audience, who, request.query, request.operation_name, variables
+
+
+def _encode(result: ExecutionResult) -> str:
+    return json.dumps(result.formatted)
+
+
+async def _encoded_later(result: Awaitable[ExecutionResult]) -> str:
+    return _encode(await result)
+
+
+async def _settled(outcome: str | Awaitable[str]) -> str:
+    return await outcome if inspect.isawaitable(outcome) else outcome
+
+
+def _request_error(errors: Sequence[GraphQLError]) -> RequestError:
+    for error in errors:
+        if error.original_error is not None and not isinstance(error.original_error, GraphQLError):
+            logger.error("a subscription could not be started", exc_info=error.original_error)
+    return RequestError([error.formatted for error in errors])
+
+
+def _no_operation(request: Request) -> str:
+    if request.operation_name:
+        return f"the document has no operation '{request.operation_name}'"
+    return "the document has several operations: say which with operationName"

@@ -1,0 +1,94 @@
+"""
+The legacy subprotocol ``graphql-ws``, which the library subscriptions-transport-ws speaks.
+
+It is forgiving: an unreadable frame is answered with ``connection_error`` and the socket stays open.  Its clients send
+``start`` right behind ``connection_init``, so a start that comes while the initialisation is under way waits for it;
+one without an initialisation, or after a refused one, never runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import frames
+from .close_codes import CloseCode
+from .frames import Frame, FrameError, Request
+from .protocol import Connection
+
+
+class GraphqlWs(Connection):
+    """One method for each message."""
+
+    subprotocol = "graphql-ws"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._early: dict[str, Request] = {}
+
+    def handle(self, frame: Frame) -> None:
+        handlers = {
+            "connection_init": self._connection_init,
+            "start": self._start,
+            "stop": self._stop,
+            "connection_terminate": self._connection_terminate,
+        }
+        handler = handlers.get(frame.type)
+        if handler is None:
+            raise FrameError(f"'{frames.shown(frame.type)}' is no message that a client sends")
+        handler(frame)
+
+    def unreadable(self, complaint: str) -> None:
+        self._socket.send(frames.message("connection_error", payload={"message": complaint}))
+
+    def acknowledge(self, payload: Mapping[str, Any] | None) -> None:
+        self._socket.send(frames.message("connection_ack", payload=payload))
+        self.keep_alive()
+        early, self._early = self._early, {}
+        for operation_id, request in early.items():
+            self.start(operation_id, request)
+
+    def refuse(self, code: CloseCode, complaint: str) -> None:
+        self._early.clear()
+        self._socket.send(frames.message("connection_error", payload={"message": complaint}))
+        self.close(code, complaint)
+
+    def keep_alive(self) -> None:
+        self._socket.send(frames.message("ka"))
+
+    def send_result(self, operation_id: str, payload: str) -> None:
+        self._socket.send(frames.result_message("data", operation_id, payload))
+
+    def send_errors(self, operation_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
+        # This protocol's error carries one; the first is the one that stopped the request.
+        self._socket.send(frames.message("error", id=operation_id, payload=errors[0]))
+
+    def send_complete(self, operation_id: str) -> None:
+        self._socket.send(frames.message("complete", id=operation_id))
+
+    def _connection_init(self, frame: Frame) -> None:
+        payload = frame.payload()
+        if self.initialising:
+            raise FrameError("the connection is initialised already")
+        self.initialise(payload or {})
+
+    def _start(self, frame: Frame) -> None:
+        operation_id, request = frame.id(), frame.request()
+        if self._acknowledged:
+            # A duplicate id replaces the older operation.
+            self.stop(operation_id)
+            self.start(operation_id, request)
+        elif self.initialising and len(self._early) < self._limits.operations:
+            self._early[operation_id] = request
+        else:
+            self.send_errors(operation_id, [{"message": "send connection_init first"}])
+
+    def _stop(self, frame: Frame) -> None:
+        operation_id = frame.id()
+        if self._early.pop(operation_id, None) is not None or self.stop(operation_id):
+            self.send_complete(operation_id)
+
+    def _connection_terminate(self, frame: Frame) -> None:
+        self.close(CloseCode.NORMAL, "")
+
+

@@ -1,0 +1,241 @@
+"""
+What both WebSocket subprotocols have in common: a connection's states and its operations.
+
+A connection is opened, initialised (``connection_init``), acknowledged, closed.  Nothing is run before it is
+acknowledged.  Frames are handled without waiting, one after the other; whatever waits runs in a task of its own, which
+the connection owns and ends: the initialisation, its time-out, the keep-alive, and one task for each operation.
+
+The code knows no Django, no Channels and no GraphQL: it talks to a ``Socket``, an ``Engine`` that runs requests, and
+``Hooks`` of the application.  A subclass is a subprotocol: it names the messages and says what is a violation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from ..errors import PgnotifyGqlError
+from .close_codes import CloseCode
+from .frames import Frame, FrameError, Request
+
+logger = logging.getLogger("pgnotify_gql.transport")
+
+
+class Socket(Protocol):
+    """Where frames go; neither method waits."""
+
+    def send(self, frame: str) -> None: ...
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Close behind the frames that were sent before; only the first close counts."""
+
+
+class Engine(Protocol):
+    """Runs requests."""
+
+    async def run(self, request: Request, emit: Callable[[str], None]) -> None:
+        """
+        Run one operation to its end; `emit` takes the JSON of each result, in order.
+
+        A subscription ends when it is cancelled.  Raises RequestError when the request cannot be run at all.
+        """
+
+
+class Hooks(Protocol):
+    """What the application decides."""
+
+    async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
+        """Return False to refuse the connection, or what to send with the acknowledgement."""
+
+
+class RequestError(PgnotifyGqlError):
+    """A request cannot be run: `errors` are GraphQL errors, formatted."""
+
+    def __init__(self, errors: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__("; ".join(str(error.get("message")) for error in errors))
+        self.errors = errors
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times in seconds."""
+
+    init_timeout: float = 10.0
+    keepalive: float = 20.0
+    operations: int = 100
+
+
+class Connection(ABC):
+    """One socket in one subprotocol."""
+
+    subprotocol: ClassVar[str]
+
+    def __init__(self, socket: Socket, engine: Engine, hooks: Hooks, limits: Limits) -> None:
+        self._socket = socket
+        self._engine = engine
+        self._hooks = hooks
+        self._limits = limits
+        self._operations: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._initialisation: asyncio.Task[None] | None = None
+        self._acknowledged = False
+        self._closed = False
+
+    def opened(self) -> None:
+        """Begin: the client has so long to initialise."""
+        self._spawn(self._expect_init(), "init time-out")
+
+    def received(self, text: str) -> None:
+        """Handle a text frame."""
+        if self._closed:
+            return
+        try:
+            frame = Frame.parse(text)
+            self.handle(frame)
+        except FrameError as error:
+            self.unreadable(str(error))
+
+    def received_bytes(self) -> None:
+        """Handle a binary frame, which neither subprotocol has."""
+        if not self._closed:
+            self.unreadable("binary frames are not part of the protocol")
+
+    async def closed(self) -> None:
+        """End everything that runs for this connection; one operation's failure to end does not keep the others."""
+        self._closed = True
+        tasks = [*self._operations.values(), *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @abstractmethod
+    def handle(self, frame: Frame) -> None:
+        """Handle one message.  Raises FrameError."""
+
+    @abstractmethod
+    def unreadable(self, complaint: str) -> None:
+        """Answer a frame that cannot be understood."""
+
+    @abstractmethod
+    def acknowledge(self, payload: Mapping[str, Any] | None) -> None:
+        """Send the acknowledgement."""
+
+    @abstractmethod
+    def refuse(self, code: CloseCode, complaint: str) -> None:
+        """Answer an initialisation that was refused or failed."""
+
+    @abstractmethod
+    def keep_alive(self) -> None:
+        """Send what keeps a silent connection open."""
+
+    @abstractmethod
+    def send_result(self, operation_id: str, payload: str) -> None:
+        """Send one result."""
+
+    @abstractmethod
+    def send_errors(self, operation_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
+        """Send the errors that end an operation."""
+
+    @abstractmethod
+    def send_complete(self, operation_id: str) -> None:
+        """Send the end of an operation."""
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Close; frames that still arrive are ignored."""
+        self._closed = True
+        self._socket.close(code, reason)
+
+    def initialise(self, payload: Mapping[str, Any]) -> None:
+        """Ask the application, once."""
+        self._initialisation = self._spawn(self._initialise(payload), "initialisation")
+
+    @property
+    def initialising(self) -> bool:
+        """Return whether a connection_init has been received, whatever came of it."""
+        return self._initialisation is not None
+
+    def start(self, operation_id: str, request: Request) -> None:
+        """Run an operation; its id is taken from this moment on, before anything is awaited."""
+        if len(self._operations) >= self._limits.operations:
+            self.send_errors(
+                operation_id, [{"message": f"this socket has {self._limits.operations} operations, the most allowed"}]
+            )
+            return
+        task = asyncio.create_task(self._operate(operation_id, request), name=f"pgnotify_gql operation {operation_id}")
+        self._operations[operation_id] = task
+
+    def stop(self, operation_id: str) -> bool:
+        """End an operation for the client, and send nothing more of it; return whether there was one."""
+        task = self._operations.pop(operation_id, None)
+        if task is None:
+            return False
+        task.cancel()
+        self._own(task)
+        return True
+
+    async def _expect_init(self) -> None:
+        await asyncio.sleep(self._limits.init_timeout)
+        if not self.initialising:
+            self.close(CloseCode.INITIALISATION_TIMEOUT, "Connection initialisation timeout")
+
+    async def _initialise(self, payload: Mapping[str, Any]) -> None:
+        try:
+            answer = await self._hooks.on_connect(payload)
+            if answer is False:
+                self.refuse(CloseCode.FORBIDDEN, "Forbidden")
+                return
+            # Set before the acknowledgement is sent: the client may subscribe as soon as it has it.
+            self._acknowledged = True
+            self.acknowledge(answer if isinstance(answer, Mapping) else None)
+        except Exception:
+            logger.exception("on_connect failed, or returned what cannot be sent as JSON")
+            self._acknowledged = False
+            self.refuse(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
+            return
+        self._spawn(self._keep_alive(), "keep-alive")
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.keepalive)
+            self.keep_alive()
+
+    async def _operate(self, operation_id: str, request: Request) -> None:
+        task = asyncio.current_task()
+
+        def runs() -> bool:
+            # Completed by the client, or replaced under the same id: what comes late is not sent.
+            return self._operations.get(operation_id) is task and not self._closed
+
+        def emit(payload: str) -> None:
+            if runs():
+                self.send_result(operation_id, payload)
+
+        errors: Sequence[Mapping[str, Any]] = ()
+        try:
+            await self._engine.run(request, emit)
+        except RequestError as error:
+            errors = error.errors
+        except Exception:
+            logger.exception("operation %s failed", operation_id)
+            errors = [{"message": "Internal server error"}]
+        if not runs():
+            return
+        # Free before the end is sent: the client may use the id again as soon as it has it.
+        del self._operations[operation_id]
+        if errors:
+            self.send_errors(operation_id, errors)
+        else:
+            self.send_complete(operation_id)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine, name=f"pgnotify_gql {name}")
+        self._own(task)
+        return task
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
