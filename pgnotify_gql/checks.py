@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings as django_settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import Warning as CheckWarning
 from django.db import Error as DatabaseError
 from django.db import connections, router
 from django.db.migrations.recorder import MigrationRecorder
@@ -86,7 +87,7 @@ def check_channel_layer(**kwargs: Any) -> list[CheckMessage]:
         ]
     if layers[settings.CHANNEL_LAYER].get("BACKEND") == IN_MEMORY_LAYER and not settings.INLINE_LISTENER:
         return [
-            Warning(
+            CheckWarning(
                 "the channel layer is in-memory, so what run_listener relays reaches no other process",
                 hint=f"Set {conf.NAME} = {{'INLINE_LISTENER': True}}, or use channels_redis.",
                 id="pgnotify_gql.W001",
@@ -113,17 +114,17 @@ def check_triggers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> 
                 continue  # a new database, about to be migrated
             plan = plan_install(connection, watches, rings=conf.get_settings().WAKE == "notify")
         except JournalMissingError as error:
-            found.append(Warning(str(error), id="pgnotify_gql.W002"))
+            found.append(CheckWarning(str(error), id="pgnotify_gql.W002"))
             continue
         except DatabaseError:
             continue  # Django's own checks report a database that is down
         found += [
-            Warning(str(error), id="pgnotify_gql.W004")
+            CheckWarning(str(error), id="pgnotify_gql.W004")
             for error in plan.errors
             if not isinstance(error, TableMissingError)
         ]
         found += [
-            Warning(
+            CheckWarning(
                 f"the triggers of {step.label} are {step.status} in database '{alias}'",
                 hint="Run `manage.py install_triggers`.",
                 id="pgnotify_gql.W003",

@@ -53,9 +53,7 @@ class HasUrl(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "postgres(*versions): run with these major versions of PostgreSQL only"
-    )
+    config.addinivalue_line("markers", "postgres(*versions): run with these major versions of PostgreSQL only")
     config.pluginmanager.register(SkippedTests(fatal=os.environ.get("REQUIRE_ALL") == "1"), "skipped-tests")
     # A cancelled run must stop its servers, as Ctrl-C does; by default the signal ends Python on the spot.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -86,9 +84,7 @@ def postgres_servers() -> Iterator[Callable[[str], PostgresServer]]:
 
 
 @pytest.fixture(scope="session")
-def postgres(
-    request: pytest.FixtureRequest, postgres_servers: Callable[[str], PostgresServer]
-) -> PostgresServer:
+def postgres(request: pytest.FixtureRequest, postgres_servers: Callable[[str], PostgresServer]) -> PostgresServer:
     """A running server, of each version in turn."""
     return postgres_servers(request.param)
 

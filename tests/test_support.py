@@ -33,9 +33,7 @@ def test_a_marked_test_runs_with_the_versions_of_its_marker_only(postgres: Postg
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
-def test_a_clone_has_all_tables_and_no_rows_whatever_the_test_before_wrote(
-    database: Database, attempt: int
-) -> None:
+def test_a_clone_has_all_tables_and_no_rows_whatever_the_test_before_wrote(database: Database, attempt: int) -> None:
     assert User.objects.count() == 0
     User.objects.create(username=f"attempt {attempt}")
 
@@ -152,9 +150,7 @@ async def test_a_layer_is_fresh_and_the_default_one(layer: BaseChannelLayer) -> 
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
-def test_redis_is_empty_and_runs_whatever_the_test_before_did(
-    redis_server: RedisServer, attempt: int
-) -> None:
+def test_redis_is_empty_and_runs_whatever_the_test_before_did(redis_server: RedisServer, attempt: int) -> None:
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.dbsize() == 0
         client.set("attempt", attempt)
@@ -250,9 +246,7 @@ class TestSkippedTests:
     def test_are_listed(self, pytester: pytest.Pytester) -> None:
         result = self.run(pytester)
         assert result.ret == pytest.ExitCode.OK
-        result.stdout.fnmatch_lines(
-            ["*not tested on this machine*", "no-such-program is not installed (1 skipped)"]
-        )
+        result.stdout.fnmatch_lines(["*not tested on this machine*", "no-such-program is not installed (1 skipped)"])
 
     def test_fail_the_run_where_everything_is_required(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch

@@ -169,7 +169,9 @@ def _install_step(capture: Capture, table: Table | None) -> Step:
     for trigger in capture.triggers:
         statements += [trigger.create, _comment(trigger.name, capture)]
     statements += [_drop_trigger(name, capture.table) for name in sorted(present - wanted)]
-    statements += [_enable(trigger.name, capture.table) for trigger in capture.triggers if _disabled(trigger.name, table)]
+    statements += [
+        _enable(trigger.name, capture.table) for trigger in capture.triggers if _disabled(trigger.name, table)
+    ]
     statements += [_drop_function(name) for name in sorted(functions - {capture.function})]
     return Step(capture.watch.label, capture.table, status, statements, _difference(capture, table))
 
@@ -216,8 +218,8 @@ def _drop_function(name: str) -> str:
 
 
 def _raw(quoted: str) -> sql.SQL:
-    return sql.SQL(quoted)  # type: ignore[arg-type]  # a table name that sql.Identifier has quoted before
+    return sql.SQL(quoted)  # a table name that sql.Identifier has quoted before
 
 
 def _sql(text: str, *parts: sql.Composable) -> str:
-    return sql.SQL(text).format(*parts).as_string(None)  # type: ignore[arg-type]  # literals of this module
+    return sql.SQL(text).format(*parts).as_string(None)

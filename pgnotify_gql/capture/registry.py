@@ -47,9 +47,7 @@ registry = Registry()
 
 
 @overload
-def notify_on_model_changes(
-    model: M, *, columns: Columns = None, kinds: Iterable[Kind | str] | None = None
-) -> M: ...
+def notify_on_model_changes(model: M, *, columns: Columns = None, kinds: Iterable[Kind | str] | None = None) -> M: ...
 
 
 @overload
@@ -105,8 +103,7 @@ def _kinds(kinds: Iterable[Kind | str] | None, model: type[Model]) -> frozenset[
         chosen = frozenset(Kind(name) for name in names)
     except ValueError as error:
         raise WatchError(
-            f"the watch of {model._meta.label_lower} has an unknown kind: {error}; "
-            f"use some of {', '.join(Kind)}"
+            f"the watch of {model._meta.label_lower} has an unknown kind: {error}; use some of {', '.join(Kind)}"
         ) from error
     if not chosen:
         raise WatchError(f"the watch of {model._meta.label_lower} has no kinds: leave kinds= out to capture all")

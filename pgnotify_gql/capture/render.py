@@ -18,7 +18,7 @@ from psycopg import sql
 from .. import names
 from .kinds import Kind
 from .templates import template
-from .watch import Watch
+from .watch import Watch, column_of
 
 CHUNK_ROWS = 1_000
 """Changes in one journal row at most: bounds what a reader holds in memory at once."""
@@ -211,7 +211,7 @@ def _array(parts: Sequence[sql.Composable]) -> sql.Composed:
 
 
 def _column(alias: str, field: Field[Any, Any]) -> sql.Identifier:
-    return sql.Identifier(alias, field.column)
+    return sql.Identifier(alias, column_of(field))
 
 
 def _text(statement: sql.Composable) -> str:

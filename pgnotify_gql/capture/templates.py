@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
 
 from psycopg import sql
 
@@ -34,5 +33,4 @@ def template(name: str) -> sql.SQL:
     lines = read(name).splitlines()
     while lines and (lines[0].startswith("--") or not lines[0].strip()):
         lines.pop(0)
-    # The text comes from a file of ours, which is what psycopg asks LiteralString for.
-    return sql.SQL(cast(LiteralString, "\n".join(lines)))
+    return sql.SQL("\n".join(lines))

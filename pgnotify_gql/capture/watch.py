@@ -23,6 +23,12 @@ from .values import decode
 Columns = Sequence[str] | Literal["__all__"] | None
 
 
+def column_of(field: Field[Any, Any]) -> str:
+    """Return the column of a concrete field; Django's type also covers fields without one."""
+    assert field.column is not None
+    return field.column
+
+
 @dataclass(frozen=True)
 class Watch:
     """
@@ -58,6 +64,10 @@ class Watch:
         return tuple(self._field(name) for name in self.columns)
 
     @cached_property
+    def _columns(self) -> tuple[tuple[Field[Any, Any], str], ...]:
+        return tuple((field, column_of(field)) for field in self.fields)
+
+    @cached_property
     def captured(self) -> Mapping[str, Field[Any, Any]]:
         """Return captured fields and key fields by every name an application may use: name, attname, ``pk``."""
         names: dict[str, Field[Any, Any]] = {}
@@ -79,7 +89,7 @@ class Watch:
 
     def values(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the Python values of a row image, by field name; columns no longer watched are left out."""
-        return {field.name: decode(field, image[field.column]) for field in self.fields if field.column in image}
+        return {field.name: decode(field, image[column]) for field, column in self._columns if column in image}
 
     def fetch(self, pk: Any) -> Model | None:
         """Return the row as it is now, or None when it is gone.  Asks the database."""
@@ -98,5 +108,5 @@ class Watch:
         known = ", ".join(field.name for field in self.model._meta.concrete_fields)
         return (
             f"the watch of {self.label} names the column '{name}', which its table does not have: "
-            f"use one of {known}, or \"__all__\""
+            f'use one of {known}, or "__all__"'
         )

@@ -156,7 +156,7 @@ class Hub:
         while True:
             try:
                 message = await self._layer.receive(self._channel)
-            except Exception as error:  # noqa: BLE001  (any layer, any failure: what it lost shows as a gap)
+            except Exception as error:
                 logger.warning("the channel layer failed (%r); joining the groups again", error)
                 await asyncio.sleep(LAYER_RETRY)
                 await self._join_groups()
@@ -245,8 +245,6 @@ class Hub:
         for group in self._groups():
             try:
                 await self._layer.group_add(group, self._channel)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 logger.warning("the channel layer did not take %s (%r); trying again later", group, error)
                 return
-
-

@@ -67,7 +67,7 @@ class Execution(Protocol):
     part of the result.
     """
 
-    def __call__(self, change: Change) -> str | None | Awaitable[str | None]: ...
+    def __call__(self, change: Change) -> str | Awaitable[str | None] | None: ...
 
 
 @dataclass(eq=False)
@@ -123,5 +123,3 @@ def cohort_key(operation: Operation) -> Hashable:
     if operation.share is None:
         return operation
     return operation.share, operation.interest
-
-

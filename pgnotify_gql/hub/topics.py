@@ -81,8 +81,8 @@ class TopicIndex(Generic[T]):
     """Who waits for which topic."""
 
     def __init__(self) -> None:
-        self._waiting: defaultdict[str, dict[tuple[str, ...], dict[tuple[Hashable, ...], dict[T, None]]]] = (
-            defaultdict(dict)
+        self._waiting: defaultdict[str, dict[tuple[str, ...], dict[tuple[Hashable, ...], dict[T, None]]]] = defaultdict(
+            dict
         )
 
     def add(self, topic: Topic, waiter: T) -> None:
@@ -137,10 +137,8 @@ def _values_of(
 
 def _value(field: Any, name: str, value: Any) -> Hashable:
     try:
-        converted = field.to_python(value.pk if isinstance(value, Model) else value)
+        converted: Hashable = field.to_python(value.pk if isinstance(value, Model) else value)
         hash(converted)
     except (ValidationError, TypeError, ValueError) as error:
         raise TopicError(f"{name}={value!r} is no value of {field.model._meta.label_lower}.{field.name}") from error
     return converted
-
-

@@ -102,7 +102,7 @@ class Change:
 
     @cached_property
     def new(self) -> Mapping[str, Any] | None:
-        """The captured columns as they are now, by field name; None for DELETE and TRUNCATE, or if none are captured."""
+        """The captured columns as they are, by field name; None for DELETE and TRUNCATE, or if none are captured."""
         return self._values(1)
 
     @cached_property

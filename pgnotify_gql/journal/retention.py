@@ -87,9 +87,7 @@ async def _empty(connection: Connection, slot: int, relayed: Snapshot, retention
         return
     try:
         async with connection.transaction():
-            await connection.execute(
-                "select set_config('lock_timeout', %s, true)", [f"{int(LOCK_TIMEOUT * 1000)}ms"]
-            )
+            await connection.execute("select set_config('lock_timeout', %s, true)", [f"{int(LOCK_TIMEOUT * 1000)}ms"])
             await connection.execute(sql.SQL("lock table {} in access exclusive mode").format(table))
             # Now that every writer of the slot has ended: rows that came since the look without a lock.
             if await _unseen(connection, slot, Snapshot.parse(seen)) or await _unseen(connection, slot, relayed):

@@ -72,9 +72,7 @@ class Doorbell:
     async def unsilence(self) -> None:
         """Release the awake lock: writers who come from now on ring."""
         if self._awake:
-            await self._connection.execute(
-                "select pg_advisory_unlock(%s, %s)", [names.LOCK_CLASS, names.AWAKE_LOCK]
-            )
+            await self._connection.execute("select pg_advisory_unlock(%s, %s)", [names.LOCK_CLASS, names.AWAKE_LOCK])
             self._awake = False
 
 

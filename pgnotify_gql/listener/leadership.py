@@ -20,8 +20,6 @@ STANDBY_INTERVAL = 0.25
 
 async def try_to_lead(connection: Connection) -> bool:
     """Take the leader lock for this session if it is free; return whether it was."""
-    result = await connection.execute(
-        "select pg_try_advisory_lock(%s, %s)", [names.LOCK_CLASS, names.LEADER_LOCK]
-    )
+    result = await connection.execute("select pg_try_advisory_lock(%s, %s)", [names.LOCK_CLASS, names.LEADER_LOCK])
     found = await result.fetchone()
     return found is not None and bool(found[0])

@@ -22,5 +22,4 @@ def _execute(schema_editor: Any, template: str) -> None:
 
 class Migration(migrations.Migration):
     initial = True
-    dependencies: list[tuple[str, str]] = []
     operations = [migrations.RunPython(create, drop, elidable=False)]

@@ -79,8 +79,7 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
         super().__init_subclass_with_meta__(**options)
 
     subscribe: Any = None
-    """``subscribe(cls, info, **arguments)`` returns models and ``Topic(model, column=value)``.  May raise GraphQLError to
-    refuse."""
+    """``subscribe(cls, info, **arguments)`` returns models and topics, or raises GraphQLError."""
 
     next: Any = None
     """``next(cls, change, info, **arguments)`` returns the value for this change, or None for nothing to send."""
@@ -116,5 +115,3 @@ async def _awaited(event: Event, value: Any) -> Any:
 def _noted(event: Event, value: Any) -> Any:
     event.skipped = value is None
     return value
-
-

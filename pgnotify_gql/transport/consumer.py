@@ -83,7 +83,9 @@ class GraphqlSubscriptionConsumer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one socket, as ASGI has it."""
         if scope["type"] != "websocket":
-            raise ValueError(f"{type(self).__name__} serves WebSockets: mount it under 'websocket', not {scope['type']}")
+            raise ValueError(
+                f"{type(self).__name__} serves WebSockets: mount it under 'websocket', not {scope['type']}"
+            )
         self.scope = dict(scope)
         await receive()  # websocket.connect
         protocol = _choose(scope.get("subprotocols", ()))
@@ -127,10 +129,10 @@ class _Hooks:
 
     async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
         self._params = payload
-        hook = self._consumer.on_connect
-        if inspect.iscoroutinefunction(hook):
-            return await hook(payload)
-        return await self._hub.executor.run(hook, payload)  # type: ignore[return-value]  # a plain override
+        hook: Callable[[Mapping[str, Any]], Any] = self._consumer.on_connect
+        answer = hook(payload) if inspect.iscoroutinefunction(hook) else self._hub.executor.run(hook, payload)
+        decision: Mapping[str, Any] | bool | None = await answer
+        return decision
 
     def context(self) -> OperationRequest:
         return OperationRequest(self._consumer.scope, self._params)

@@ -31,7 +31,7 @@ class OperationRequest(ASGIRequest):
         super().__init__(http, io.BytesIO())
         self.scope = dict(scope)
         self.user = scope.get("user") or AnonymousUser()
-        self.session = scope.get("session")
+        self.session: Any = scope.get("session")
         self.connection_params = dict(connection_params or {})
 
     def copy(self) -> OperationRequest:

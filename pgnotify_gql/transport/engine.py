@@ -88,7 +88,7 @@ class _Execution:
     request: Request
     context: OperationRequest
 
-    def __call__(self, change: Change) -> str | None | Awaitable[str | None]:
+    def __call__(self, change: Change) -> str | Awaitable[str | None] | None:
         event = Event(change)
         result = self._execute(event)
         if inspect.isawaitable(result):

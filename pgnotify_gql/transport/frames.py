@@ -61,7 +61,9 @@ class Frame:
 
     def payload(self) -> Mapping[str, Any] | None:
         """Return the optional payload.  Raises FrameError when it is no object."""
-        return _optional(self.fields, "payload", dict, f"the payload of '{shown(self.type)}' must be an object")
+        complaint = f"the payload of '{shown(self.type)}' must be an object"
+        payload: Mapping[str, Any] | None = _optional(self.fields, "payload", dict, complaint)
+        return payload
 
     def request(self) -> Request:
         """Return the payload as what is asked to run.  Raises FrameError."""

@@ -90,5 +90,3 @@ class GraphqlWs(Connection):
 
     def _connection_terminate(self, frame: Frame) -> None:
         self.close(CloseCode.NORMAL, "")
-
-

@@ -115,9 +115,7 @@ def migrated_template(server: PostgresServer) -> str:
             call_command("migrate", verbosity=0, interactive=False, skip_checks=True)
         with server.connect() as admin:
             # A connection would keep it from being cloned.
-            admin.execute(
-                sql.SQL("alter database {} allow_connections false").format(sql.Identifier(TEMPLATE))
-            )
+            admin.execute(sql.SQL("alter database {} allow_connections false").format(sql.Identifier(TEMPLATE)))
     return TEMPLATE
 
 
@@ -130,9 +128,7 @@ def create_database(server: PostgresServer, name: str, template: str = "template
 def drop_database(server: PostgresServer, name: str) -> None:
     with server.connect(name) as connection:
         # "with (force)" ends sessions, but neither prepared transactions nor replication slots.
-        for (gid,) in connection.execute(
-            "select gid from pg_prepared_xacts where database = current_database()"
-        ):
+        for (gid,) in connection.execute("select gid from pg_prepared_xacts where database = current_database()"):
             connection.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
         connection.execute(
             "select pg_drop_replication_slot(slot_name) from pg_replication_slots"

@@ -154,9 +154,7 @@ class RedisServer(Process):
     def __init__(self) -> None:
         port = free_port()
         command = [str(require("redis-server")), "--bind", "127.0.0.1", "--port", str(port)]
-        super().__init__(
-            [*command, "--save", "", "--appendonly", "no", "--dir", tempfile.gettempdir()], port=port
-        )
+        super().__init__([*command, "--save", "", "--appendonly", "no", "--dir", tempfile.gettempdir()], port=port)
 
     @property
     def url(self) -> str:
@@ -195,9 +193,7 @@ pool_mode = {pool_mode}
             shutil.chown(self.directory, server.system_user)
             shutil.chown(configuration, server.system_user)
             popen_kwargs["user"] = server.system_user
-        super().__init__(
-            [str(require("pgbouncer")), str(configuration)], port=port, popen_kwargs=popen_kwargs
-        )
+        super().__init__([str(require("pgbouncer")), str(configuration)], port=port, popen_kwargs=popen_kwargs)
 
     @property
     def conninfo(self) -> str:
@@ -247,6 +243,4 @@ def uvicorn(environment: dict[str, str]) -> ProjectServer:
 
 
 def listener(environment: dict[str, str], *arguments: str, banner: str) -> Process:
-    return Process(
-        [sys.executable, "manage.py", "run_listener", *arguments], banner=banner, environment=environment
-    )
+    return Process([sys.executable, "manage.py", "run_listener", *arguments], banner=banner, environment=environment)

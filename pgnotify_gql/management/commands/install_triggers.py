@@ -87,7 +87,9 @@ class Command(BaseCommand):
     def _report(self, plan: Plan, *, as_json: bool) -> None:
         if as_json:
             rows = [{"model": s.label, "table": s.table, "status": s.status, "detail": s.detail} for s in plan.steps]
-            self.stdout.write(json.dumps({"database": plan.database, "tables": rows, "errors": [str(e) for e in plan.errors]}))
+            self.stdout.write(
+                json.dumps({"database": plan.database, "tables": rows, "errors": [str(e) for e in plan.errors]})
+            )
             return
         for step in plan.steps:
             detail = f" ({step.detail})" if step.detail else ""
