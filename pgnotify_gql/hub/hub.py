@@ -172,7 +172,6 @@ class Hub:
                 await self._take(message)  # type: ignore[arg-type]  # the relay's own message, by its type
             elif message["type"] == HEARTBEAT:
                 await self._note(message)  # type: ignore[arg-type]
-        await self.executor.room()
 
     async def _take(self, message: ChangesMessage) -> None:
         intake = self._intakes.get(message["label"])
@@ -184,7 +183,7 @@ class Hub:
             return
         if not intake.follows(message):
             await self._heal(intake, message["epoch"], message["seq"])
-        self._dispatch(intake.take(message))
+        await self._dispatch(intake.take(message))
 
     async def _note(self, heartbeat: HeartbeatMessage) -> None:
         for intake in list(self._intakes.values()):
@@ -210,14 +209,14 @@ class Hub:
     async def _read_missed(self, intake: Intake) -> None:
         try:
             async for batch in self._reader.missed(intake.position, intake.label):
-                self._dispatch(batch.rows)
+                await self._dispatch(batch.rows)
                 intake.position = batch.position
-                await self.executor.room()
         except CursorTooOldError as error:
             logger.error("%s: a gap could not be healed: %s", intake.label, error)
             self._resync(intake.label, str(error))
 
-    def _dispatch(self, rows: Sequence[JournalRow]) -> None:
+    async def _dispatch(self, rows: Sequence[JournalRow]) -> None:
+        """Queue every change for those who wait for it; waits while too much is queued already."""
         for row in rows:
             source = registry.get(row.label)
             if source is None:
@@ -226,6 +225,7 @@ class Hub:
                 for change in row.changes(source):
                     for cohort in self._index.find(change):
                         self.executor.submit(cohort, change)
+                    await self.executor.room()
             except Exception:
                 logger.exception("journal row %d of %s cannot be decoded", row.id, row.label)
                 self._resync(row.label, "a change could not be decoded")
