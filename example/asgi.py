@@ -6,6 +6,7 @@ alone. A site would leave them to its web server.
 """
 
 import os
+from typing import Any
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -21,7 +22,9 @@ django_application = get_asgi_application()
 from example.schema import schema  # noqa: E402
 from pgnotify_gql.transport import GraphqlSubscriptionConsumer  # noqa: E402
 
-sockets = URLRouter([path("graphql/", GraphqlSubscriptionConsumer.as_asgi(schema=schema))])
+# URLRouter takes ASGI applications, which is more than path() is typed for.
+consumer: Any = GraphqlSubscriptionConsumer.as_asgi(schema=schema)
+sockets = URLRouter([path("graphql/", consumer)])
 
 application = ProtocolTypeRouter(
     {

@@ -174,9 +174,7 @@ def command(name: str, **options: Any) -> str:
     except PgnotifyGqlError as error:
         raise DemoError(str(error)) from error
     except (Error, CommandError) as error:
-        raise DemoError(
-            f"manage.py {name} fails ({one_line(error)}): give the demo another database"
-        ) from error
+        raise DemoError(f"manage.py {name} fails ({one_line(error)}): give the demo another database") from error
     return output.getvalue().strip()
 
 

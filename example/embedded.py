@@ -215,7 +215,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        host = quote(str(self._socket_directory), safe="")
+        host = quote(str(self._socket_directory))
         return f"postgresql://postgres@/postgres?host={host}&port={PORT}"
 
     @property
@@ -252,9 +252,7 @@ def complaint(log: Path, start: int) -> str:
 
 def suits_socket(directory: Path) -> bool:
     """A path can be too long for the kernel, and a comma in it separates two hosts for libpq."""
-    return (
-        "," not in str(directory) and len(os.fsencode(directory / f".s.PGSQL.{PORT}")) <= LONGEST_SOCKET_PATH
-    )
+    return "," not in str(directory) and len(os.fsencode(directory / f".s.PGSQL.{PORT}")) <= LONGEST_SOCKET_PATH
 
 
 @contextmanager

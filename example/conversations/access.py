@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphql import GraphQLError
 
-from .models import Conversation, Message
+from .models import Conversation, Membership, Message
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
@@ -34,16 +34,14 @@ def conversation_for(info: Any, conversation_id: str) -> Conversation:
 
 
 def is_member(info: Any, conversation_id: str) -> bool:
-    return Conversation.objects.for_user(info.context.user).filter(pk=number(conversation_id)).exists()
+    return Membership.objects.filter(conversation=number(conversation_id), user=info.context.user.pk).exists()
 
 
 def own_message(info: Any, message_id: str) -> Message:
     """Return a message that the user has written in a conversation he or she still belongs to."""
     user = logged_in_user(info)
     conversations = Conversation.objects.for_user(user)
-    message = Message.objects.filter(
-        pk=number(message_id), author=user, conversation__in=conversations
-    ).first()
+    message = Message.objects.filter(pk=number(message_id), author=user, conversation__in=conversations).first()
     if message is None:
         raise GraphQLError(f"message {message_id} does not exist, or is not yours")
     return message

@@ -93,9 +93,7 @@ class Membership(models.Model):
     last_read_message_id: models.Field[int, int] = models.PositiveBigIntegerField(default=0, db_default=0)
 
     class Meta:
-        constraints = (
-            models.UniqueConstraint(fields=["conversation", "user"], name="one_membership_per_user"),
-        )
+        constraints = (models.UniqueConstraint(fields=["conversation", "user"], name="one_membership_per_user"),)
 
     def __str__(self) -> str:
         return f"{self.user} in {self.conversation}"

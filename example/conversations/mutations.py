@@ -98,9 +98,7 @@ class MarkRead(graphene.Mutation):  # type: ignore[misc]
     def mutate(cls, root: None, info: Any, conversation_id: str) -> MarkRead:
         user, conversation = logged_in_user(info), conversation_for(info, conversation_id)
         newest = Message.objects.filter(conversation=conversation).aggregate(Max("pk"))["pk__max"]
-        Membership.objects.filter(conversation=conversation, user=user).update(
-            last_read_message_id=newest or 0
-        )
+        Membership.objects.filter(conversation=conversation, user=user).update(last_read_message_id=newest or 0)
         return cls(conversation=Conversation.objects.annotate_unread(user).get(pk=conversation.pk))
 
 

@@ -8,6 +8,8 @@ import graphene
 from django.contrib.auth.models import User
 from graphene_django import DjangoObjectType
 
+from pgnotify_gql.capture import Kind
+
 from .models import Conversation, Message
 
 if TYPE_CHECKING:
@@ -41,11 +43,9 @@ class MessageType(DjangoObjectType):  # type: ignore[misc]
         fields = ("id", "text", "author", "created_at")
 
 
-class MessageChangeKind(graphene.Enum):  # type: ignore[misc]
-    INSERT = "INSERT"
-    UPDATE = "UPDATE"
-    DELETE = "DELETE"
-    TRUNCATE = "TRUNCATE"
+MessageChangeKind = graphene.Enum.from_enum(
+    Kind, name="MessageChangeKind", description=lambda value: None if value else "What happened to the row."
+)
 
 
 class MessageChangeType(graphene.ObjectType):  # type: ignore[misc]

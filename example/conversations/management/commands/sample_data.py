@@ -49,9 +49,7 @@ class Command(BaseCommand):
         if Conversation.objects.filter(title=title).exists():
             return
         conversation = Conversation.objects.create(title=title)
-        Membership.objects.bulk_create(
-            Membership(conversation=conversation, user=user) for user in users.values()
-        )
+        Membership.objects.bulk_create(Membership(conversation=conversation, user=user) for user in users.values())
         Message.objects.bulk_create(
             Message(conversation=conversation, author=users[author], text=text) for author, text in messages
         )

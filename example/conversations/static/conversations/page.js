@@ -12,12 +12,21 @@ const text = views.byId("text");
 // messages at once, and a second one, this much later, has what was written in between.
 const SECOND_LOOK_MS = 1500;
 
+// A bulk write brings hundreds of changes at once: they are drawn together, and marked as read together.
+const DRAW_AFTER_MS = 16;
+const MARK_READ_AFTER_MS = 150;
+
 const state = {
   conversations: new Map(),
   chosen: null,
   messages: new MessageStore(),
+  arrived: [], // changes that the feed does not show yet
   unsubscribe: () => {},
 };
+
+const renderMessagesSoon = soon(renderMessages, DRAW_AFTER_MS);
+const renderConversationsSoon = soon(renderConversations, DRAW_AFTER_MS);
+const markReadSoon = soon(markRead, MARK_READ_AFTER_MS);
 
 const socketUrl = new URL(page.graphqlPath, location.href);
 socketUrl.protocol = socketUrl.protocol.replace("http", "ws");
@@ -43,8 +52,8 @@ const startingConversation = (conversations) =>
 function conversationChanged(conversation) {
   const known = state.conversations.get(conversation.id);
   state.conversations.set(conversation.id, { ...known, ...conversation });
-  if (conversation.id === state.chosen && conversation.unread) markRead();
-  renderConversations();
+  if (conversation.id === state.chosen && conversation.unread) markReadSoon();
+  renderConversationsSoon();
 }
 
 function renderConversations() {
@@ -58,6 +67,7 @@ function choose(id) {
   state.unsubscribe();
   state.chosen = id;
   state.messages = new MessageStore();
+  state.arrived = [];
   history.replaceState(null, "", `#${id}`);
   views.showNotice("");
   views.clearFeed();
@@ -65,7 +75,7 @@ function choose(id) {
   renderMessages();
   const conversationId = id;
   state.unsubscribe = socket.subscribe(api.CHANGES_LIVE, { conversationId }, {
-    onData: ({ messageChanges }) => changeArrived(messageChanges),
+    onData: ({ messageChanges }) => messageChanges && changeArrived(messageChanges),
     onErrors: showErrors,
     onSubscribed: () => loadMessagesTwice(conversationId),
   });
@@ -74,8 +84,8 @@ function choose(id) {
 
 async function markRead() {
   if (document.hidden) return;
+  const conversationId = state.chosen;
   await attempt(async () => {
-    const conversationId = state.chosen;
     const { markRead: answer } = await api.execute(page.graphqlPath, api.MARK_READ, { conversationId });
     const known = state.conversations.get(conversationId);
     state.conversations.set(conversationId, { ...known, ...answer.conversation });
@@ -103,12 +113,13 @@ function changeArrived(change) {
   // The database's clock and this one may differ a little, on one machine they do not.
   const delay = Math.max(0, Date.now() - Date.parse(change.at));
   state.messages.changed(change);
-  renderMessages();
-  views.showChange(change, delay);
+  state.arrived.push({ ...change, delay });
+  renderMessagesSoon();
 }
 
 function renderMessages() {
   const messages = state.messages.list();
+  views.showChanges(state.arrived.splice(0));
   views.showMessages(messages, page.user, deleteMessage);
   if (state.chosen) views.showCommands(page.psql, state.chosen, otherAuthor().id, messages.at(-1)?.id);
 }
@@ -165,6 +176,17 @@ function showErrors(errors) {
   views.showNotice(errors.map(({ message }) => message).join(" "));
 }
 
+// Returns a function that calls the given one a little later, once for all calls in the meantime.
+function soon(action, pause) {
+  let timer = null;
+  return () => {
+    timer ??= setTimeout(() => {
+      timer = null;
+      action();
+    }, pause);
+  };
+}
+
 // Start
 
 views.byId("composer").addEventListener("submit", (event) => {
@@ -183,7 +205,7 @@ document.addEventListener("visibilitychange", () => {
 });
 
 socket.subscribe(api.CONVERSATIONS_LIVE, {}, {
-  onData: ({ conversations }) => conversationChanged(conversations),
+  onData: ({ conversations }) => conversations && conversationChanged(conversations),
   onErrors: showErrors,
   onSubscribed: () => attempt(loadConversations),
 });

@@ -71,8 +71,10 @@ export function showMessages(messages, me, onDelete) {
     if (text.textContent !== message.text) text.textContent = message.text;
     return node;
   });
+  const newest = nodes.at(-1);
+  const justWritten = newest?.classList.contains("own") && !newest.isConnected;
   place(list, nodes);
-  if (atEnd) list.scrollTop = list.scrollHeight;
+  if (atEnd || justWritten) list.scrollTop = list.scrollHeight;
 }
 
 function newMessage({ id, author, createdAt }, me, onDelete) {
@@ -105,30 +107,32 @@ export const tickedMessages = () =>
 export const untickMessages = () =>
   document.querySelectorAll("#messages .tick:checked").forEach((tick) => (tick.checked = false));
 
-export function showChange({ kind, via, pk }, delay) {
+// Newest first, as they came in.
+export function showChanges(changes) {
+  if (!changes.length) return;
   const feed = byId("feed");
-  const key = pk === null ? "whole table" : `#${pk}`;
-  feed.prepend(
-    element(
-      "li",
-      { dataset: { kind, via, pk: pk ?? "", delay } },
-      element("span", { className: "kind" }, kind),
-      element("span", { className: "via" }, via),
-      element("span", { className: "key" }, key),
-      element("span", { className: "delay" }, `${delay} ms`),
-    ),
-  );
+  feed.prepend(...changes.slice(-MOST_FEED_LINES).map(newFeedLine).reverse());
   while (feed.children.length > MOST_FEED_LINES) feed.lastChild.remove();
   showDelays([...feed.children].map((node) => Number(node.dataset.delay)));
+}
+
+function newFeedLine({ kind, via, pk, delay }) {
+  return element(
+    "li",
+    { dataset: { kind, via, pk: pk ?? "", delay } },
+    element("span", { className: "kind" }, kind),
+    element("span", { className: "via" }, via),
+    element("span", { className: "key" }, pk === null ? "whole table" : `#${pk}`),
+    element("span", { className: "delay" }, `${delay} ms`),
+  );
 }
 
 function showDelays(delays) {
   const sorted = delays.toSorted((a, b) => a - b);
   const median = sorted[Math.floor(sorted.length / 2)];
-  const changes = delays.length === 1 ? "1 change" : `${delays.length} changes`;
+  const many = `median ${median} ms, fastest ${sorted[0]} ms, slowest ${sorted.at(-1)} ms (${delays.length} changes)`;
   byId("delays").textContent =
-    `${changes} here; from the write in the database to this page: median ${median} ms, ` +
-    `fastest ${sorted[0]} ms, slowest ${sorted.at(-1)} ms.`;
+    `From the write in the database to this page: ${delays.length === 1 ? `${median} ms` : many}.`;
 }
 
 export function clearFeed() {
