@@ -32,5 +32,5 @@ class CloseCode(IntEnum):
 
 
 def reason(text: str) -> str:
-    """Return a reason that fits into a close frame."""
-    return text.encode()[:REASON_BYTES].decode(errors="ignore")
+    """Return a reason that fits into a close frame; half a surrogate pair, which UTF-8 cannot have, becomes a ``?``."""
+    return text.encode(errors="replace")[:REASON_BYTES].decode(errors="ignore")

@@ -7,6 +7,7 @@ Reading raises ``FrameError`` with a short reason; nothing half-read gets furthe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Frame:
     def parse(cls, text: str) -> Frame:
         """Return the message of a text frame.  Raises FrameError."""
         try:
-            message = json.loads(text)
+            message = json.loads(text, parse_constant=_no_json, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise FrameError("the message is not JSON") from error
         if not isinstance(message, dict):
@@ -95,6 +96,16 @@ def result_message(kind: str, id: str, payload: str) -> str:  # noqa: A002
 def shown(text: str) -> str:
     """Return a client's own text, short enough to be shown in an error."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _no_json(text: str) -> float:
+    # Python reads NaN and Infinity and would echo them in a pong, where the client could not read them.
+    raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_json(text)
 
 
 def _optional(fields: Mapping[str, Any], name: str, wanted: type, complaint: str) -> Any:
