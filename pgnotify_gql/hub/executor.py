@@ -34,6 +34,9 @@ HOP_COHORTS = 32
 HOP_CHANGES = 100
 """Changes of one cohort in one hop, at most, so that one busy cohort does not keep the others waiting."""
 
+HOP_TIME = 0.005
+"""Seconds after which a hop starts nothing more: results leave when their hop ends."""
+
 MOST_PENDING = 10_000
 """Changes waiting for execution in all cohorts; with more, the hub reads no further until they are worked off."""
 
@@ -113,16 +116,20 @@ class Executor:
 
     async def _hop(self, cohorts: list[Cohort]) -> None:
         work = [(cohort, cohort.take(HOP_CHANGES)) for cohort in cohorts]
+        done = 0
         try:
             outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
             for (cohort, numbered), results in zip(work, outcomes, strict=True):
-                for (number, _), outcome in zip(numbered, results, strict=True):
+                cohort.put_back(numbered[len(results) :])
+                done += len(results)
+                # Fewer results than changes: the hop's time was up.
+                for (number, _), outcome in zip(numbered, results, strict=False):
                     payload = await _settled(outcome)
                     if payload is not None:
                         cohort.deliver(number, payload)
         finally:
             self._idle += 1
-            self._count(-sum(len(numbered) for _, numbered in work))
+            self._count(-done)
             for cohort in cohorts:
                 cohort.scheduled = False
                 if cohort.pending:
@@ -131,7 +138,16 @@ class Executor:
 
     def _execute(self, work: list[tuple[Cohort, list[tuple[int, Any]]]]) -> list[list[Outcome]]:
         self._look_after_connections()
-        return [[_executed(cohort, change) for _, change in numbered] for cohort, numbered in work]
+        deadline = time.monotonic() + HOP_TIME
+        outcomes: list[list[Outcome]] = []
+        for cohort, numbered in work:
+            results: list[Outcome] = []
+            outcomes.append(results)
+            for _, change in numbered:
+                if time.monotonic() > deadline:
+                    break
+                results.append(_executed(cohort, change))
+        return outcomes
 
     def _count(self, changes: int) -> None:
         self._pending += changes

@@ -8,7 +8,7 @@ member is sent the result.  A cohort keeps its changes in order; a member gets t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -110,6 +110,10 @@ class Cohort:
     def take(self, most: int) -> list[tuple[int, Change]]:
         """Take the next changes to execute."""
         return [self.pending.popleft() for _ in range(min(most, len(self.pending)))]
+
+    def put_back(self, changes: Sequence[tuple[int, Change]]) -> None:
+        """Put back changes that were taken and not executed, to where they were."""
+        self.pending.extendleft(reversed(changes))
 
     def deliver(self, number: int, payload: str) -> None:
         """Send a result to every member that had joined before its change."""
