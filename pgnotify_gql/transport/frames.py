@@ -85,7 +85,7 @@ class Frame:
 def message(kind: str, *, id: str | None = None, payload: Any = None) -> str:  # noqa: A002  (the protocol's word)
     """Return a frame to send; what is None is left out."""
     frame = {"id": id, "type": kind, "payload": payload}
-    return json.dumps({key: value for key, value in frame.items() if value is not None})
+    return json.dumps({key: value for key, value in frame.items() if value is not None}, allow_nan=False)
 
 
 def result_message(kind: str, id: str, payload: str) -> str:  # noqa: A002

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 
 from ..errors import PgnotifyGqlError
 from .close_codes import CloseCode
-from .frames import Frame, FrameError, Request
+from .frames import Frame, FrameError, Request, shown
 
 logger = logging.getLogger("pgnotify_gql.transport")
 
@@ -94,10 +94,15 @@ class Connection(ABC):
         if self._closed:
             return
         try:
-            frame = Frame.parse(text)
-            self.handle(frame)
+            self.handle(Frame.parse(text))
         except FrameError as error:
             self.unreadable(str(error))
+        except RecursionError:
+            # Just shallow enough to be read, and too deep to be written again.
+            self.unreadable("the message is nested too deeply")
+        except Exception:
+            logger.exception("a message could not be handled")
+            self.close(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
 
     def received_bytes(self) -> None:
         """Handle a binary frame, which neither subprotocol has."""
@@ -145,9 +150,13 @@ class Connection(ABC):
         """Send the end of an operation."""
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """Close; frames that still arrive are ignored."""
+        """Close, once, and end what runs without waiting for the client; frames that still arrive are ignored."""
+        if self._closed:
+            return
         self._closed = True
         self._socket.close(code, reason)
+        for operation in self._operations.values():
+            operation.cancel()
 
     def initialise(self, payload: Mapping[str, Any]) -> None:
         """Ask the application, once."""
@@ -165,8 +174,8 @@ class Connection(ABC):
                 operation_id, [{"message": f"this socket has {self._limits.operations} operations, the most allowed"}]
             )
             return
-        task = asyncio.create_task(self._operate(operation_id, request), name=f"pgnotify_gql operation {operation_id}")
-        self._operations[operation_id] = task
+        name = f"pgnotify_gql operation {shown(operation_id)}"
+        self._operations[operation_id] = asyncio.create_task(self._operate(operation_id, request), name=name)
 
     def stop(self, operation_id: str) -> bool:
         """End an operation for the client, and send nothing more of it; return whether there was one."""
@@ -185,23 +194,27 @@ class Connection(ABC):
     async def _initialise(self, payload: Mapping[str, Any]) -> None:
         try:
             answer = await self._hooks.on_connect(payload)
+            if self._closed:
+                return
             if answer is False:
                 self.refuse(CloseCode.FORBIDDEN, "Forbidden")
                 return
             # Set before the acknowledgement is sent: the client may subscribe as soon as it has it.
             self._acknowledged = True
-            self.acknowledge(answer if isinstance(answer, Mapping) else None)
+            self.acknowledge(_acknowledgement(answer))
         except Exception:
             logger.exception("on_connect failed, or returned what cannot be sent as JSON")
             self._acknowledged = False
-            self.refuse(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
+            if not self._closed:
+                self.refuse(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
             return
         self._spawn(self._keep_alive(), "keep-alive")
 
     async def _keep_alive(self) -> None:
-        while True:
-            await asyncio.sleep(self._limits.keepalive)
+        await asyncio.sleep(self._limits.keepalive)
+        while not self._closed:
             self.keep_alive()
+            await asyncio.sleep(self._limits.keepalive)
 
     async def _operate(self, operation_id: str, request: Request) -> None:
         task = asyncio.current_task()
@@ -220,7 +233,8 @@ class Connection(ABC):
         except RequestError as error:
             errors = error.errors
         except Exception:
-            logger.exception("operation %s failed", operation_id)
+            # The id is the client's own text: as Python shows it, it cannot begin a line of its own.
+            logger.exception("operation %r failed", shown(operation_id))
             errors = [{"message": "Internal server error"}]
         if not runs():
             return
@@ -239,3 +253,13 @@ class Connection(ABC):
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _acknowledgement(answer: Mapping[str, Any] | bool | None) -> Mapping[str, Any] | None:
+    # Whatever else a hook returns is a mistake that must not open the connection: an awaitable nobody awaited, or the
+    # empty token in `return token and is_valid(token)`.
+    if answer is None or answer is True:
+        return None
+    if isinstance(answer, Mapping):
+        return dict(answer)
+    raise TypeError(f"on_connect() returned {answer!r}: return False to refuse, a dictionary to send, True or None")
