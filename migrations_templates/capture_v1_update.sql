@@ -3,7 +3,8 @@
 -- Placeholders: label, same_key (old against new), old_key_missing, new_key_missing (is null of the joined side),
 -- update_entry, delete_entry (of pgn_old), insert_entry (of pgn_new), kinds (text[]), chunk_rows, chunk_bytes.
 --
--- *<> compares the images of whole rows, which works for types without an equality (json) too.
+-- *<> compares the images of whole rows, which works for types without an equality (json) too.  Rows are written with
+-- .* because a bare pgn_old is the column of that name where a table has one.
 -- One row is the common case and gets statements of its own.  Many rows are paired by a FULL JOIN: it finds changed
 -- keys, and it is the one join that cannot become a nested loop when the plan was made for few rows and kept.
 
@@ -14,7 +15,7 @@ if tg_op = 'UPDATE' then
         select {label}, 'UPDATE', pg_catalog.json_build_array({update_entry}),
                pg_catalog.current_setting('pgnotify_gql.context', true)
         from pgn_old_rows as pgn_old cross join pgn_new_rows as pgn_new
-        where {same_key} and pgn_old *<> pgn_new and 'UPDATE' = any ({kinds});
+        where {same_key} and pgn_old.* *<> pgn_new.* and 'UPDATE' = any ({kinds});
         if not found then
             insert into pgnotify_gql.journal (label, kind, rows, context)
             select {label}, changed.kind, pg_catalog.json_build_array(changed.entry),
@@ -50,7 +51,7 @@ if tg_op = 'UPDATE' then
                            {delete_entry} as delete_entry,
                            {insert_entry} as insert_entry
                     from pgn_old_rows as pgn_old full join pgn_new_rows as pgn_new on {same_key}
-                    where {new_key_missing} or {old_key_missing} or pgn_old *<> pgn_new
+                    where {new_key_missing} or {old_key_missing} or pgn_old.* *<> pgn_new.*
                 ) as paired
                 where paired.kind = any ({kinds})
             ) as made

@@ -185,7 +185,7 @@ def _image(watch: Watch, alias: str | None) -> sql.Composable:
     if alias is None:
         return sql.SQL("null")
     # A sub-select and row_to_json, because json_build_object takes 50 columns at most.
-    return sql.SQL("(select pg_catalog.row_to_json(pgn_image) from (select {}) as pgn_image)").format(
+    return sql.SQL("(select pg_catalog.row_to_json(pgn_image.*) from (select {}) as pgn_image)").format(
         sql.SQL(", ").join(_column(alias, field) for field in watch.fields)
     )
 
