@@ -78,10 +78,12 @@ class GraphqlWs(Connection):
             # A duplicate id replaces the older operation.
             self.stop(operation_id)
             self.start(operation_id, request)
-        elif self.initialising and len(self._early) < self._limits.operations:
+        elif not self.initialising:
+            self.send_errors(operation_id, [{"message": "send connection_init first"}])
+        elif operation_id in self._early or len(self._early) < self._limits.operations:
             self._early[operation_id] = request
         else:
-            self.send_errors(operation_id, [{"message": "send connection_init first"}])
+            self.send_too_many(operation_id)
 
     def _stop(self, frame: Frame) -> None:
         operation_id = frame.id()

@@ -170,12 +170,15 @@ class Connection(ABC):
     def start(self, operation_id: str, request: Request) -> None:
         """Run an operation; its id is taken from this moment on, before anything is awaited."""
         if len(self._operations) >= self._limits.operations:
-            self.send_errors(
-                operation_id, [{"message": f"this socket has {self._limits.operations} operations, the most allowed"}]
-            )
+            self.send_too_many(operation_id)
             return
         name = f"pgnotify_gql operation {shown(operation_id)}"
         self._operations[operation_id] = asyncio.create_task(self._operate(operation_id, request), name=name)
+
+    def send_too_many(self, operation_id: str) -> None:
+        """Send the error of an operation above the limit."""
+        message = f"this socket has {self._limits.operations} operations, the most allowed"
+        self.send_errors(operation_id, [{"message": message}])
 
     def stop(self, operation_id: str) -> bool:
         """End an operation for the client, and send nothing more of it; return whether there was one."""
