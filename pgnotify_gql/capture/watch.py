@@ -58,10 +58,16 @@ class Watch:
 
         Raises WatchError for a name that is no column of the model's table.
         """
-        local = self.model._meta.concrete_fields
         if self.columns == "__all__":
-            return tuple(field for field in local if field.column)
+            return self._local_fields
         return tuple(self._field(name) for name in self.columns)
+
+    @cached_property
+    def _local_fields(self) -> tuple[Field[Any, Any], ...]:
+        # Without those a child model has from its parent: they are in the parent's table, and a trigger function
+        # that named them would fail every write.
+        concrete = self.model._meta.concrete_model or self.model
+        return tuple(concrete._meta.local_concrete_fields)
 
     @cached_property
     def _columns(self) -> tuple[tuple[Field[Any, Any], str], ...]:
@@ -100,12 +106,12 @@ class Watch:
             field = self.model._meta.get_field(name)
         except FieldDoesNotExist as error:
             raise WatchError(self._unknown(name)) from error
-        if not isinstance(field, Field) or not field.column:
+        if field not in self._local_fields:
             raise WatchError(self._unknown(name))
         return field
 
     def _unknown(self, name: str) -> str:
-        known = ", ".join(field.name for field in self.model._meta.concrete_fields)
+        known = ", ".join(field.name for field in self._local_fields)
         return (
             f"the watch of {self.label} names the column '{name}', which its table does not have: "
             f'use one of {known}, or "__all__"'
