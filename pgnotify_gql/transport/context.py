@@ -16,7 +16,12 @@ from django.core.handlers.asgi import ASGIRequest
 
 SCHEMES = {"ws": "http", "wss": "https"}
 
-PRIVATE_HEADERS = frozenset({b"cookie", b"authorization"})
+SHARED_KEYS = frozenset({"type", "asgi", "http_version", "scheme", "path", "raw_path", "root_path", "server"})
+"""What a shared request keeps of the scope.  Listed is what may be kept, because nobody can list what must not: tokens
+travel in query strings, subprotocols and headers of any name, and every middleware adds its own keys."""
+
+SHARED_HEADERS = frozenset({b"host", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto"})
+"""What absolute addresses are made of."""
 
 
 class OperationRequest(ASGIRequest):
@@ -27,8 +32,9 @@ class OperationRequest(ASGIRequest):
     """
 
     def __init__(self, scope: Mapping[str, Any], connection_params: Mapping[str, Any] | None = None) -> None:
-        http = {**scope, "type": "http", "method": "GET", "scheme": SCHEMES.get(scope.get("scheme", "ws"), "http")}
-        super().__init__(http, io.BytesIO())
+        # Django reads the query string as UTF-8 and would fail; a client may send any bytes.
+        query = bytes(scope.get("query_string", b"")).decode(errors="replace")
+        super().__init__({**scope, "type": "http", "method": "GET", "query_string": query}, io.BytesIO())
         self.scope = dict(scope)
         self.user = scope.get("user") or AnonymousUser()
         self.session: Any = scope.get("session")
@@ -41,9 +47,13 @@ class OperationRequest(ASGIRequest):
         return other
 
     def shared(self, *, keep_user: bool) -> OperationRequest:
-        """Return a request for an execution that several sockets share: no session, cookies, headers of one of them."""
-        scope = {key: value for key, value in self.scope.items() if key not in {"session", "cookies", "user"}}
-        scope["headers"] = [(k, v) for k, v in scope.get("headers", ()) if k.lower() not in PRIVATE_HEADERS]
+        """Return a request for an execution that several sockets share: it has nothing that one of them brought."""
+        scope = {key: value for key, value in self.scope.items() if key in SHARED_KEYS}
+        scope["headers"] = [(k, v) for k, v in self.scope.get("headers", ()) if k.lower() in SHARED_HEADERS]
         if keep_user:
             scope["user"] = self.user
         return self.__class__(scope)
+
+    def _get_scheme(self) -> str:
+        # Django asks the scope, which is the socket's.
+        return SCHEMES.get(self.scope.get("scheme", "ws"), "http")

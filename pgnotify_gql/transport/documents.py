@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from graphql import DocumentNode, GraphQLError, GraphQLSchema, parse, validate
 
-REMEMBERED = 1_000
-"""Documents kept, the least recently used are forgotten first."""
-
 REMEMBERED_CHARACTERS = 20_000
-"""A longer document is not remembered: nobody shall fill the memory with them."""
+"""A longer document is not remembered, so that one client cannot push out everybody else's with a few."""
+
+REMEMBERED_ALTOGETHER = 500_000
+"""Characters of all documents kept, the least recently used are forgotten first.  Each takes 100 to 600 bytes of memory
+once parsed: some 75 MB if somebody fills them all with long ones."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,10 @@ class Document:
 class Documents:
     """The documents of one schema."""
 
-    def __init__(self, schema: GraphQLSchema) -> None:
+    def __init__(self, schema: GraphQLSchema, *, altogether: int = REMEMBERED_ALTOGETHER) -> None:
         self._schema = schema
+        self._altogether = altogether
+        self._characters = 0
         self._known: OrderedDict[str, Document] = OrderedDict()
 
     def get(self, query: str) -> Document:
@@ -41,17 +44,22 @@ class Documents:
             self._known.move_to_end(query)
             return known
         document = self._read(query)
-        if len(query) <= REMEMBERED_CHARACTERS:
-            self._known[query] = document
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+        if document.node is not None and len(query) <= REMEMBERED_CHARACTERS:
+            self._remember(query, document)
         return document
+
+    def _remember(self, query: str, document: Document) -> None:
+        self._known[query] = document
+        self._characters += len(query)
+        while self._characters > self._altogether:
+            forgotten, _ = self._known.popitem(last=False)
+            self._characters -= len(forgotten)
 
     def _read(self, query: str) -> Document:
         try:
             node = parse(query)
+            return Document(node, validate(self._schema, node))
         except GraphQLError as error:
             return Document(None, [error])
         except RecursionError:
             return Document(None, [GraphQLError("the query is nested too deeply")])
-        return Document(node, validate(self._schema, node))
