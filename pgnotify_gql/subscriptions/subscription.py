@@ -93,9 +93,11 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
     async def resolve_interest(cls, root: Any, info: GraphQLResolveInfo, **arguments: Any) -> Interest:
         """Return what the field waits for; graphql-core's subscribe resolver."""
         if inspect.iscoroutinefunction(cls.subscribe):
-            topics = await cls.subscribe(info, **arguments)
+            topics = cls.subscribe(info, **arguments)
         else:
             topics = await current_hub().executor.run(cls.subscribe, info, **arguments)
+        if inspect.isawaitable(topics):
+            topics = await topics
         if isinstance(topics, Topic) or not isinstance(topics, Sequence):
             topics = [topics]
         return Interest(tuple(dict.fromkeys(map(Topic.of, topics))), Audience(cls.audience))
@@ -103,9 +105,8 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
     @classmethod
     def resolve_event(cls, event: Event, info: GraphQLResolveInfo, **arguments: Any) -> Any:
         """Return the value of the field for a change; graphql-core's resolver."""
-        if inspect.iscoroutinefunction(cls.next):
-            return _awaited(event, cls.next(event.change, info, **arguments))
-        return _noted(event, cls.next(event.change, info, **arguments))
+        value = cls.next(event.change, info, **arguments)
+        return _awaited(event, value) if inspect.isawaitable(value) else _noted(event, value)
 
 
 async def _awaited(event: Event, value: Any) -> Any:

@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import update_wrapper
 from typing import Any
 
@@ -94,16 +95,25 @@ class GraphqlSubscriptionConsumer:
             # Accepted first: a browser shows the code of a close, not of a refused handshake.
             await send(_close(CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, "Subprotocol not acceptable"))
             return
-        try:
-            async with open_hub() as hub:
+        async with AsyncExitStack() as held:
+            try:
+                hub = await held.enter_async_context(open_hub())
+            except ConfigurationError as error:
+                logger.error("sockets cannot be served: %s", error)
+                await send(_close(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error"))
+            except Exception as error:
+                logger.error("sockets cannot be served while the channel layer fails: %r", error)
+                await send(_close(CloseCode.TRY_AGAIN_LATER, "Try again later"))
+            else:
                 await self._serve(protocol, hub, receive, send)
-        except ConfigurationError as error:
-            logger.error("sockets cannot be served: %s", error)
-            await send(_close(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error"))
 
     async def _serve(self, protocol: type[Connection], hub: Hub, receive: Receive, send: Send) -> None:
         settings = get_settings()
-        socket = _Socket(send, messages=settings.OUTBOX_MESSAGES, size=settings.OUTBOX_BYTES)
+
+        def overflowed() -> None:
+            connection.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
+
+        socket = _Socket(send, messages=settings.OUTBOX_MESSAGES, size=settings.OUTBOX_BYTES, overflowed=overflowed)
         hooks = _Hooks(self, hub)
         engine = GraphqlEngine(self._schema, self._documents, hub, hooks.context)
         limits = Limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS)
@@ -130,8 +140,9 @@ class _Hooks:
     async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
         self._params = payload
         hook: Callable[[Mapping[str, Any]], Any] = self._consumer.on_connect
-        answer = hook(payload) if inspect.iscoroutinefunction(hook) else self._hub.executor.run(hook, payload)
-        decision: Mapping[str, Any] | bool | None = await answer
+        answer = hook(payload) if inspect.iscoroutinefunction(hook) else await self._hub.executor.run(hook, payload)
+        # A decorated hook may not look asynchronous, and a decision nobody awaits is none.
+        decision: Mapping[str, Any] | bool | None = await answer if inspect.isawaitable(answer) else answer
         return decision
 
     def context(self) -> OperationRequest:
@@ -139,10 +150,11 @@ class _Hooks:
 
 
 class _Socket:
-    """An ASGI socket behind an outbox; implements ``protocol.Socket``."""
+    """An ASGI socket behind an outbox; implements ``protocol.Socket``.  `overflowed` must close it."""
 
-    def __init__(self, send: Send, *, messages: int, size: int) -> None:
+    def __init__(self, send: Send, *, messages: int, size: int, overflowed: Callable[[], None]) -> None:
         self._send = send
+        self._overflow = overflowed
         self._outbox = Outbox(self._write, messages=messages, size=size, overflowed=self._overflowed)
         self._closing: dict[str, Any] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -173,7 +185,7 @@ class _Socket:
 
     def _overflowed(self) -> None:
         logger.warning("a client did not read fast enough; its socket is closed with %d", CloseCode.TRY_AGAIN_LATER)
-        self._closing = _close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
+        self._overflow()
         # The server's send waits for a client that does not read; the close must not wait behind it.
         if self._writing is not None:
             self._writing.cancel()

@@ -31,7 +31,7 @@ from ..hub.hub import Hub
 from ..journal.change import Change
 from .context import OperationRequest
 from .documents import Documents
-from .frames import Request
+from .frames import Request, shown
 from .protocol import RequestError
 
 logger = logging.getLogger("pgnotify_gql.transport")
@@ -71,7 +71,7 @@ class GraphqlEngine:
         self, interest: Interest, execution: _Execution, request: Request, emit: Callable[[str], None]
     ) -> None:
         execution.share(interest.audience)
-        operation = Operation(interest, execution, emit, _share_key(interest.audience, execution.context, request))
+        operation = Operation(interest, execution, emit, execution.share_key(interest.audience))
         await self._hub.join(operation)
         try:
             await asyncio.Event().wait()  # until cancelled: an operation of the hub has no end of its own
@@ -102,13 +102,19 @@ class _Execution:
 
     async def subscribe(self) -> Interest | AsyncIterable[Any]:
         """Return what the subscription's field is fed by.  Raises RequestError."""
-        source = await create_source_event_stream(
-            self.schema,
-            self.document,
-            context_value=self.context,
-            variable_values=dict(self.request.variables or {}),
-            operation_name=self.request.operation_name,
-        )
+        try:
+            source = await create_source_event_stream(
+                self.schema,
+                self.document,
+                context_value=self.context,
+                variable_values=dict(self.request.variables or {}),
+                operation_name=self.request.operation_name,
+            )
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, StopIteration):
+                raise
+            # graphql-core takes the first field without asking whether @skip or @include have left one.
+            raise _request_error([GraphQLError("the subscription selects no field")]) from error
         if isinstance(source, ExecutionResult):
             raise _request_error(source.errors or [])
         return source
@@ -117,6 +123,16 @@ class _Execution:
         """From now on execute as everybody of the audience."""
         if _shares(audience, self.context):
             self.context = self.context.shared(keep_user=audience is Audience.USER)
+
+    def share_key(self, audience: Audience) -> Hashable | None:
+        """Return what executions of the audience have in common, whichever socket they are of."""
+        if not _shares(audience, self.context):
+            return None
+        # The class as well: an application may have users of several models, each with its own keys.
+        who = (self.context.user.__class__, self.context.user.pk) if audience is Audience.USER else None
+        variables = json.dumps(self.request.variables or {}, sort_keys=True)
+        # The schema as well: several consumers share the hub of their process.
+        return self.schema, audience, who, self.request.query, self.request.operation_name, variables
 
     async def _later(self, event: Event, result: Awaitable[ExecutionResult]) -> str | None:
         awaited = await result
@@ -138,16 +154,13 @@ def _shares(audience: Audience, context: OperationRequest) -> bool:
     return audience is Audience.EVERYBODY or (audience is Audience.USER and context.user.is_authenticated)
 
 
-def _share_key(audience: Audience, context: OperationRequest, request: Request) -> Hashable | None:
-    if not _shares(audience, context):
-        return None
-    who = context.user.pk if audience is Audience.USER else None
-    variables = json.dumps(request.variables or {}, sort_keys=True)
-    return audience, who, request.query, request.operation_name, variables
-
-
 def _encode(result: ExecutionResult) -> str:
-    return json.dumps(result.formatted)
+    try:
+        return json.dumps(result.formatted, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        # What a scalar of the application serialized to.
+        logger.exception("a result cannot be sent as JSON")
+        return json.dumps({"data": None, "errors": [{"message": "the result cannot be sent as JSON"}]})
 
 
 async def _encoded_later(result: Awaitable[ExecutionResult]) -> str:
@@ -166,6 +179,6 @@ def _request_error(errors: Sequence[GraphQLError]) -> RequestError:
 
 
 def _no_operation(request: Request) -> str:
-    if request.operation_name:
-        return f"the document has no operation '{request.operation_name}'"
+    if request.operation_name is not None:
+        return f"the document has no operation '{shown(request.operation_name)}'"
     return "the document has several operations: say which with operationName"
