@@ -9,8 +9,9 @@ States of a leader::
 
 Why no change is left waiting.  A writer inserts its journal row, so that its transaction has an id, and then tests the
 lock.  If it found the lock free, it rings when it commits.  If it found it taken, it had its id before the lock was
-released, so it is either committed in the first snapshot taken after the release, and that read returns its row, or in
-progress in it, and the leader reads on until it has ended.
+released.  Then the leader ends a transaction of its own, with a later id: a snapshot lists what is in progress only up
+to the newest id that has ended, and so every snapshot from then on knows the writer.  Either it has ended in the first
+of them, and that read returns its row, or it is listed, and the leader reads on until it has ended.
 
 On failure of anything the connection is closed, which releases both locks, and the listener begins again: connect,
 LISTEN, lead, read from the stored cursor.  A batch handed over but not yet stored is handed over again by the next
@@ -61,6 +62,9 @@ STORE_INTERVAL = 0.1
 
 HEARTBEAT_INTERVAL = 1.0
 """Seconds between two heartbeats while changes flow."""
+
+PREPARE_THRESHOLD = 5
+"""Times a statement runs before it is prepared, where no pooler stands in between; psycopg's own default."""
 
 RETRY_FIRST = 0.1
 RETRY_MAX = 15.0
@@ -187,7 +191,11 @@ class Listener:
         doorbell = Doorbell(connection)
         # LISTEN before anything is read: what commits afterwards either rings or is read.
         await doorbell.listen()
-        if await doorbell.hears_itself():
+        async with await self._connect() as other:
+            heard = await doorbell.hears(other)
+        if heard:
+            # The session is ours alone, and the statement that reads the journal runs hundreds of times a second.
+            connection.prepare_threshold = PREPARE_THRESHOLD
             return doorbell
         logger.error(
             "LISTEN was accepted, but our own NOTIFY did not come back: a pooler in transaction mode (PgBouncer?) "
@@ -246,8 +254,11 @@ class _Term:
     async def _fall_asleep(self) -> bool:
         """Return True when it is safe to wait for a bell, False when one rang before."""
         await self._doorbell.unsilence()
+        # A transaction with an id, which ends at once. Without it a writer with the newest id of all would be in
+        # progress and yet not be listed: xmax of a snapshot is the newest id that has *ended*, plus one.
+        await self._connection.execute("select pg_current_xact_id()")
         await self._drain()
-        # This snapshot was taken after the release: who may be silent is committed in it or in progress in it.
+        # Who may be silent had its id before the release, so it is committed in this snapshot or listed in it.
         silent = self._cursor.xip
         pause = DROWSY_INTERVAL
         while not self._stopping.is_set() and not all(self._cursor.sees(xid) for xid in silent):
