@@ -21,7 +21,7 @@ class WatchError(PgnotifyGqlError):
 
 
 class TableMissingError(WatchError):
-    """The table of a watched model is not there (yet)."""
+    """The table of a watched model, or a column of it, is not there (yet)."""
 
 
 class TopicError(PgnotifyGqlError):

@@ -35,7 +35,17 @@ INSTALLED_TRIGGERS = """
     order by n.nspname, c.relname, t.tgname
 """
 
-RELATION = "select c.oid, c.relkind::text from pg_class c where c.oid = to_regclass(%s)"
+FIRING = frozenset("OA")
+"""``tgenabled`` of triggers that fire for ordinary sessions: not D (disabled) and not R (replicas only)."""
+
+RELATION = """
+    select c.oid, c.relkind::text,
+           (select string_agg(i.inhrelid::regclass::text || ' inherits from ' || i.inhparent::regclass::text, ', ')
+            from pg_inherits i where c.oid in (i.inhrelid, i.inhparent)),
+           array(select a.attname::text from pg_attribute a
+                 where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+    from pg_class c where c.oid = to_regclass(%s)
+"""
 
 FUNCTIONS = """
     select p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace
@@ -91,7 +101,7 @@ def installed_tables(connection: BaseDatabaseWrapper) -> dict[int, Table]:
     with connection.cursor() as cursor:
         cursor.execute(INSTALLED_TRIGGERS)
         for oid, schema, table, name, enabled, function, comment in cursor.fetchall():
-            found[oid, schema, table].append(InstalledTrigger(name, enabled != "D", function, comment))
+            found[oid, schema, table].append(InstalledTrigger(name, enabled in FIRING, function, comment))
     return {oid: Table(oid, schema, name, tuple(triggers)) for (oid, schema, name), triggers in found.items()}
 
 
@@ -113,9 +123,19 @@ def table_oid(connection: BaseDatabaseWrapper, capture: Capture) -> int:
             f"the table {capture.table} of {label} does not exist in database '{connection.alias}': "
             "run `manage.py migrate` first"
         )
-    oid, relation = found
+    oid, relation, inheritance, columns = found
     if relation in REFUSED_RELATIONS:
         raise WatchError(f"{label} cannot be watched: {capture.table} is {REFUSED_RELATIONS[relation]}")
+    if inheritance:
+        # A statement aimed at a parent fires no statement trigger of the child whose rows it changes.
+        raise WatchError(f"{label} cannot be watched: {inheritance}, and inheritance is not supported yet")
+    missing = [column for column in capture.columns if column not in columns]
+    if missing:
+        # The trigger function would fail every write.
+        raise TableMissingError(
+            f"the table {capture.table} of {label} has no column {', '.join(missing)} in database "
+            f"'{connection.alias}': run `manage.py migrate` first"
+        )
     return int(oid)
 
 

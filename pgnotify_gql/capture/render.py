@@ -71,6 +71,11 @@ class Capture:
     digest: str
 
     @property
+    def columns(self) -> list[str]:
+        """Return the columns that the trigger function names."""
+        return [column_of(field) for field in (*self.watch.key_fields, *self.watch.fields)]
+
+    @property
     def comment(self) -> str:
         """Return the COMMENT ON TRIGGER by which a later look recognises this version."""
         return f"pgnotify_gql {FORMAT} {self.watch.label} {self.digest}"
