@@ -7,7 +7,7 @@
 -- search_path is fixed besides for what cannot be qualified (output functions of extension types).
 -- #variable_conflict: the table may have columns named like variables of this function.
 
-create function {function}() returns trigger
+create or replace function {function}() returns trigger
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp {settings}

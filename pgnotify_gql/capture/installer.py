@@ -10,7 +10,7 @@ passes uncaptured.  On failure the table is as it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from django.db import OperationalError, transaction
@@ -71,17 +71,28 @@ def plan_install(connection: BaseDatabaseWrapper, watches: Iterable[Watch], *, r
     catalog.require_journal(connection)
     tables = catalog.installed_tables(connection)
     plan = Plan(connection.alias)
-    watched: list[int] = []
+    watched: dict[int, Capture] = {}
+    failed: set[str] = set()
     for watch in watches:
         try:
             capture = render(watch, rings=rings)
             oid = catalog.table_oid(connection, capture)
+            if oid in watched:
+                raise _watched_twice(capture, watched[oid])
         except PgnotifyGqlError as error:
             plan.errors.append(error)
+            failed.add(watch.label)
             continue
-        watched.append(oid)
+        watched[oid] = capture
         plan.steps.append(_install_step(capture, tables.get(oid)))
-    plan.steps += [_removal_step(table, Status.ORPHANED) for table in catalog.orphans(tables.values(), watched)]
+    # A table that was renamed and replaced by a new one keeps its triggers, and they the function of the new table's.
+    used = {capture.function for capture in watched.values()}
+    plan.steps += [
+        _removal_step(table, Status.ORPHANED, used)
+        for table in catalog.orphans(tables.values(), watched)
+        # A mistake in a watch must not end the capture that is in place.
+        if table.label not in failed
+    ]
     return plan
 
 
@@ -156,6 +167,13 @@ def _lock_not_to_be_had(error: BaseException) -> bool:
     )
 
 
+def _watched_twice(capture: Capture, other: Capture) -> WatchError:
+    return WatchError(
+        f"{capture.watch.label} and {other.watch.label} are both watched and share the table {capture.table}: "
+        "keep one watch a table"
+    )
+
+
 def _install_step(capture: Capture, table: Table | None) -> Step:
     status = catalog.status(capture, table)
     if status is Status.INSTALLED:
@@ -165,7 +183,7 @@ def _install_step(capture: Capture, table: Table | None) -> Step:
     wanted = {trigger.name for trigger in capture.triggers}
     statements = []
     if capture.function not in functions:
-        statements += [_drop_function(capture.function), capture.create_function]
+        statements.append(capture.create_function)
     for trigger in capture.triggers:
         statements += [trigger.create, _comment(trigger.name, capture)]
     statements += [_drop_trigger(name, capture.table) for name in sorted(present - wanted)]
@@ -176,10 +194,11 @@ def _install_step(capture: Capture, table: Table | None) -> Step:
     return Step(capture.watch.label, capture.table, status, statements, _difference(capture, table))
 
 
-def _removal_step(table: Table, status: Status) -> Step:
+def _removal_step(table: Table, status: Status, used: Collection[str] = ()) -> Step:
     qualified = sql.Identifier(table.schema, table.name).as_string(None)
     statements = [_drop_trigger(trigger.name, qualified) for trigger in table.triggers]
-    statements += [_drop_function(name) for name in sorted({trigger.function for trigger in table.triggers})]
+    functions = {trigger.function for trigger in table.triggers}
+    statements += [_drop_function(name) for name in sorted(functions.difference(used))]
     return Step(table.label, qualified, status, statements, "no watch" if status is Status.ORPHANED else "")
 
 
