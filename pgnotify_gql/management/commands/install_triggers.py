@@ -7,13 +7,15 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, OperationalError, connections, router
+from django.db import Error as DatabaseError
+from django.db import connections, router
 
 from ...capture.catalog import Status
-from ...capture.installer import LOCK_TIMEOUT, Plan, drop_unused_functions, execute, plan_install
+from ...capture.installer import Plan, drop_unused_functions, execute, plan_install
 from ...capture.registry import registry
 from ...conf import get_settings
 from ...errors import PgnotifyGqlError
+from ..options import add_database, add_lock_timeout
 
 
 class Command(BaseCommand):
@@ -23,14 +25,11 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="alias of the database (default: default)")
+        add_database(parser)
         parser.add_argument("--dry-run", action="store_true", help="print the SQL that would be run, and run nothing")
         parser.add_argument("--check", action="store_true", help="exit 1 and list what differs, change nothing")
         parser.add_argument("--json", action="store_true", help="print the status of each table as JSON")
-        parser.add_argument(
-            "--lock-timeout", type=float, default=LOCK_TIMEOUT, metavar="SECONDS",
-            help="queue for a busy table at most so long, then try again (default: %(default)s)",
-        )  # fmt: skip
+        add_lock_timeout(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
@@ -42,15 +41,19 @@ class Command(BaseCommand):
             if options["dry_run"]:
                 self._print_sql(plan)
             elif options["check"]:
-                self._check(plan, as_json=options["json"])
+                self._report(plan, as_json=options["json"])
             else:
                 self._install(plan, options["lock_timeout"], as_json=options["json"])
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
-        except OperationalError as error:
-            raise CommandError(f"database '{connection.alias}' cannot be used: {error}".rstrip()) from error
-        if plan.errors:
-            raise CommandError("\n".join(map(str, plan.errors)))
+        except DatabaseError as error:
+            reason = " ".join(str(error).split())
+            raise CommandError(f"database '{connection.alias}' cannot be used: {reason}") from error
+        problems = [str(error) for error in plan.errors]
+        if options["check"]:
+            problems += self._differing(plan)
+        if problems:
+            raise CommandError("\n".join(problems))
 
     def _print_sql(self, plan: Plan) -> None:
         for step in plan.pending:
@@ -58,13 +61,9 @@ class Command(BaseCommand):
             for statement in step.statements:
                 self.stdout.write(f"{statement.rstrip()};\n")
 
-    def _check(self, plan: Plan, *, as_json: bool) -> None:
-        self._report(plan, as_json=as_json)
-        differing = [step for step in plan.steps if step.status is not Status.INSTALLED]
-        if differing:
-            raise CommandError(
-                f"{len(differing)} of {len(plan.steps)} tables differ: run `manage.py install_triggers`", returncode=1
-            )
+    def _differing(self, plan: Plan) -> list[str]:
+        count = sum(step.status is not Status.INSTALLED for step in plan.steps)
+        return [f"{count} of {len(plan.steps)} tables differ: run `manage.py install_triggers`"] if count else []
 
     def _install(self, plan: Plan, lock_timeout: float, *, as_json: bool) -> None:
         connection = connections[plan.database]

@@ -6,10 +6,12 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, OperationalError, connections
+from django.db import Error as DatabaseError
+from django.db import connections
 
-from ...capture.installer import LOCK_TIMEOUT, drop_unused_functions, execute, plan_uninstall
+from ...capture.installer import drop_unused_functions, execute, plan_uninstall
 from ...errors import PgnotifyGqlError
+from ..options import add_database, add_lock_timeout
 
 
 class Command(BaseCommand):
@@ -20,12 +22,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("models", nargs="*", metavar="APP.MODEL", help="only these models (default: all)")
-        parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="alias of the database (default: default)")
+        add_database(parser)
         parser.add_argument("--dry-run", action="store_true", help="print the SQL that would be run, and run nothing")
-        parser.add_argument(
-            "--lock-timeout", type=float, default=LOCK_TIMEOUT, metavar="SECONDS",
-            help="queue for a busy table at most so long, then try again (default: %(default)s)",
-        )  # fmt: skip
+        add_lock_timeout(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
@@ -43,8 +42,9 @@ class Command(BaseCommand):
                 drop_unused_functions(connection)
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
-        except OperationalError as error:
-            raise CommandError(f"database '{connection.alias}' cannot be used: {error}".rstrip()) from error
+        except DatabaseError as error:
+            reason = " ".join(str(error).split())
+            raise CommandError(f"database '{connection.alias}' cannot be used: {reason}") from error
         if plan.errors:
             raise CommandError("\n".join(map(str, plan.errors)))
         if not plan.steps:
