@@ -6,8 +6,9 @@ for the model: the group first, then the cursor, so that no change falls between
 model's intake; a gap is healed from the journal before anything later is dispatched.  A change goes to the cohorts
 the topic index finds, and from there to the executor.
 
-On failure: a layer that fails is tried again and its groups are joined again; what was missed shows as a gap.  While
-the database is away healing waits, and with it the intake.  Changes that have left the journal are answered with a
+On failure: a layer that fails is tried again and its groups are joined again; what was missed shows as a gap.  When
+nothing at all comes through it (no listener, a flushed Redis) the journal is read now and then instead.  While the
+database is away healing waits, and with it the intake.  Changes that have left the journal are answered with a
 resync to every operation on the model.
 """
 
@@ -37,9 +38,11 @@ from .topics import TopicIndex
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
-RENEW_INTERVAL = 60.0
-"""Seconds after which the groups are joined again: channels_redis forgets members after a day, a flushed Redis at
-once."""
+SILENCE = 15.0
+"""Seconds without any message after which the layer is no longer trusted: the slowest heartbeat comes every 5."""
+
+RENEW_INTERVAL = 600.0
+"""Seconds after which the groups are joined again: channels_redis forgets members after a day."""
 
 LAYER_RETRY = 0.5
 """Seconds before a layer that failed is tried again."""
@@ -60,7 +63,7 @@ class Layer(Protocol):
 class Hub:
     """Feeds the operations of one process; used on one event loop only."""
 
-    def __init__(self, layer: Layer, reader: HubReader, executor: Executor) -> None:
+    def __init__(self, layer: Layer, reader: HubReader, executor: Executor, *, silence: float = SILENCE) -> None:
         self.executor = executor
         self._layer = layer
         self._reader = reader
@@ -71,6 +74,8 @@ class Hub:
         self._joining = asyncio.Lock()
         self._taking = asyncio.Lock()
         self._early: dict[str, ChangesMessage] = {}
+        self._silence = silence
+        self._heard_at = self._renewed_at = 0.0
         self._channel = ""
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -80,7 +85,7 @@ class Hub:
         await self._layer.group_add(names.heartbeat_group(), self._channel)
         self._tasks = [
             asyncio.create_task(self._receive(), name="pgnotify_gql hub"),
-            asyncio.create_task(self._renew(), name="pgnotify_gql groups"),
+            asyncio.create_task(self._watch(), name="pgnotify_gql hub watch"),
         ]
 
     async def close(self) -> None:
@@ -161,6 +166,7 @@ class Hub:
                 await asyncio.sleep(LAYER_RETRY)
                 await self._join_groups()
                 continue
+            self._heard_at = _now()
             try:
                 await self._handle(message)
             except Exception:
@@ -194,7 +200,12 @@ class Hub:
             intake.note(heartbeat)
 
     async def _heal(self, intake: Intake, epoch: int, seq: int) -> None:
-        """Read what is missing from the journal, for as long as it takes."""
+        """Read what is missing up to this message from the journal, and count from it on."""
+        await self._catch_up(intake)
+        intake.healed(epoch, seq)
+
+    async def _catch_up(self, intake: Intake) -> None:
+        """Read what is missing, for as long as it takes."""
         logger.debug("healing %s from %s", intake.label, intake.position)
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(psycopg.Error),
@@ -204,7 +215,6 @@ class Hub:
         async for attempt in retrying:
             with attempt:
                 await self._read_missed(intake)
-        intake.healed(epoch, seq)
 
     async def _read_missed(self, intake: Intake) -> None:
         try:
@@ -236,10 +246,27 @@ class Hub:
             for operation in list(cohort.members):
                 operation.deliver(payload)
 
-    async def _renew(self) -> None:
+    async def _watch(self) -> None:
+        self._heard_at = self._renewed_at = _now()
         while True:
-            await asyncio.sleep(RENEW_INTERVAL)
-            await self._join_groups()
+            await asyncio.sleep(self._silence / 3)
+            silent = _now() - self._heard_at > self._silence
+            if silent or _now() - self._renewed_at > RENEW_INTERVAL:
+                self._renewed_at = _now()
+                await self._join_groups()
+            if silent:
+                await self._do_without_layer()
+
+    async def _do_without_layer(self) -> None:
+        logger.warning(
+            "nothing has come through the channel layer for %d s: is a listener running, on the same layer? "
+            "The journal is read meanwhile, every %d s",
+            _now() - self._heard_at,
+            self._silence / 3,
+        )
+        async with self._taking:
+            for intake in list(self._intakes.values()):
+                await self._catch_up(intake)
 
     async def _join_groups(self) -> None:
         for group in self._groups():
@@ -248,3 +275,7 @@ class Hub:
             except Exception as error:
                 logger.warning("the channel layer did not take %s (%r); trying again later", group, error)
                 return
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
