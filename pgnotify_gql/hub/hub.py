@@ -39,7 +39,8 @@ from .topics import TopicIndex
 logger = logging.getLogger("pgnotify_gql.hub")
 
 SILENCE = 15.0
-"""Seconds without any message after which the layer is no longer trusted: the slowest heartbeat comes every 5."""
+"""Seconds without any message after which the layer is no longer trusted: a sleeping listener's heartbeat comes every
+5, by default."""
 
 RENEW_INTERVAL = 600.0
 """Seconds after which the groups are joined again: channels_redis forgets members after a day."""

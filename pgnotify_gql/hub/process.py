@@ -20,12 +20,15 @@ import psycopg
 from ..conf import Settings, database_conninfo, get_settings
 from ..errors import PgnotifyGqlError
 from ..listener import connect
-from ..relay.worker import build_listener, channel_layer
+from ..relay.worker import build_listener, channel_layer, timing
 from .executor import Executor
 from .hub import Hub, Layer
 from .reader import HubReader
 
 logger = logging.getLogger("pgnotify_gql.hub")
+
+MISSED_HEARTBEATS = 3
+"""Heartbeats of a sleeping listener that may fail to come before a hub does without the channel layer."""
 
 INLINE_RETRY = 5.0
 """Seconds before an inline listener that cannot start (no journal yet) is tried again."""
@@ -74,7 +77,8 @@ async def _start(process: _Process, settings: Settings) -> None:
     opened = partial(connect, dsn, session_timeout=0, application_name="pgnotify_gql hub")
     # Both Protocols describe the same channel layer, each the part it needs.
     layer = cast(Layer, channel_layer(settings))
-    hub = Hub(layer, HubReader(opened), Executor(settings.WORKERS))
+    silence = MISSED_HEARTBEATS * timing(settings).longest_sleep
+    hub = Hub(layer, HubReader(opened), Executor(settings.WORKERS), silence=silence)
     await hub.start()
     process.hub = hub
     if settings.INLINE_LISTENER:

@@ -22,12 +22,17 @@ def build_listener(settings: Settings | None = None) -> Listener:
         Relay(channel_layer(settings)),
         database=settings.DATABASE,
         polls=settings.WAKE == "poll",
-        timing=Timing(
-            safety_poll=settings.SAFETY_POLL,
-            poll_interval=settings.POLL_INTERVAL,
-            session_timeout=settings.SESSION_TIMEOUT,
-            retention=settings.RETENTION,
-        ),
+        timing=timing(settings),
+    )
+
+
+def timing(settings: Settings) -> Timing:
+    """Return the times by which a listener runs, and on which hubs may count."""
+    return Timing(
+        safety_poll=settings.SAFETY_POLL,
+        poll_interval=settings.POLL_INTERVAL,
+        session_timeout=settings.SESSION_TIMEOUT,
+        retention=settings.RETENTION,
     )
 
 
