@@ -8,7 +8,9 @@ it reads, and a trigger function tests that lock within one expression, after it
 Not holding the awake lock is always safe, it only makes writers ring.  Holding it while nobody reads is what must not
 happen; a lock of the session ends with the session.
 
-Some poolers accept LISTEN and deliver nothing, so the listener rings itself once to find out whether it can hear.
+Some poolers accept LISTEN and deliver nothing, so the listener rings once to find out whether it can hear.  It rings
+from a second connection: a backend sends its own bell with the answer to the statement that rang it, which even a
+pooler in transaction mode passes on.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ class Doorbell:
         """Listen from now on; committed at once, the connection is in autocommit."""
         await self._connection.execute(f"listen {names.NOTIFY_CHANNEL}")
 
-    async def hears_itself(self, timeout: float = LOOPBACK_TIMEOUT) -> bool:  # noqa: ASYNC109  (psycopg's own)
-        """Ring once and return whether the bell came back."""
+    async def hears(self, other: Connection, timeout: float = LOOPBACK_TIMEOUT) -> bool:  # noqa: ASYNC109  (psycopg's own)
+        """Ring once on another connection and return whether the bell was heard on this one."""
         nonce = secrets.token_hex(8)
-        await self._connection.execute("select pg_notify(%s, %s)", [names.NOTIFY_CHANNEL, nonce])
+        await other.execute("select pg_notify(%s, %s)", [names.NOTIFY_CHANNEL, nonce])
         deadline = asyncio.get_running_loop().time() + timeout
         while (remaining := deadline - asyncio.get_running_loop().time()) > 0:
             async for bell in self._connection.notifies(timeout=remaining, stop_after=1):

@@ -3,6 +3,11 @@ The listener's connection: its own, in autocommit, with deadlines on both ends.
 
 A frozen or cut-off leader must lose its session, and with it the leader lock, by itself: the server ends a session
 that is idle for too long and a TCP connection that does not acknowledge; the client does the latter as well.
+
+Statements are not prepared by themselves: behind a pooler in transaction mode the next statement may meet another
+server, which does not know them, or one that knows them from somebody else.  Whoever has found out that no pooler
+stands in between may set ``prepare_threshold``.  For the same reason nothing is set for the session there: it would
+stay with a server that the application is given next, ``synchronous_commit`` with it.
 """
 
 from __future__ import annotations
@@ -41,11 +46,18 @@ async def connect(dsn: str, *, session_timeout: float, application_name: str = A
         **conninfo.conninfo_to_dict(dsn),
     }
     connection = await AsyncConnection.connect(
-        conninfo.make_conninfo(**parameters), autocommit=True, row_factory=tuple_row
+        conninfo.make_conninfo(**parameters), autocommit=True, row_factory=tuple_row, prepare_threshold=None
     )
-    for name, value in _session_settings(session_timeout).items():
-        await connection.execute("select set_config(%s, %s, false)", [name, value])
+    if await _is_direct(connection):
+        for name, value in _session_settings(session_timeout).items():
+            await connection.execute("select set_config(%s, %s, false)", [name, value])
     return connection
+
+
+async def _is_direct(connection: Connection) -> bool:
+    # A pooler tells a process id of its own making, with which it recognises who wants to cancel.
+    result = await connection.execute("select pg_backend_pid()")
+    return await result.fetchone() == (connection.info.backend_pid,)
 
 
 def _session_settings(session_timeout: float) -> dict[str, str]:
