@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import json
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,13 @@ class GraphqlEngine:
         if isinstance(source, Interest):
             await self._feed(source, execution, request, emit)
             return
-        async for event in source:
-            emit(await _settled(await self._hub.executor.run(execution.result, event)))
+        try:
+            async for event in source:
+                emit(await _settled(await self._hub.executor.run(execution.result, event)))
+        finally:
+            # A generator that waits at its yield would put its things away only when it is collected.
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
 
     async def _feed(
         self, interest: Interest, execution: _Execution, request: Request, emit: Callable[[str], None]
