@@ -294,7 +294,7 @@ def socket_scope(subprotocol: str | None = "graphql-transport-ws", **more: Any) 
 async def open_socket(
     application: Application, subprotocol: str = "graphql-transport-ws", **scope: Any
 ) -> AsyncIterator[AsgiSocket]:
-    """Hold a socket open that was accepted."""
+    """Hold a socket open that was accepted; `scope` adds to that of `socket_scope()`."""
     socket = AsgiSocket(application, socket_scope(subprotocol, **scope))
     try:
         await socket.accepted()
