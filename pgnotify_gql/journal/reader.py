@@ -11,7 +11,8 @@ Rows are in the order of their ids, which is causal for each table row.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -69,7 +70,7 @@ class Batch:
 
 async def read_new(
     connection: Connection, cursor: Snapshot, *, label: str | None = None, batch_rows: int = BATCH_ROWS
-) -> AsyncIterator[Batch]:
+) -> AsyncGenerator[Batch, None]:
     """
     Yield what is new since `cursor`, of one model if a label is given: one batch, or a backlog in parts.
 
@@ -82,20 +83,23 @@ async def read_new(
         rows = [_row(columns) for _, *columns in found if columns[0] is not None]
         yield Batch(cursor, Snapshot.parse(found[0][0]), rows)
         return
-    async for batch in _stream(connection, cursor, parameters, batch_rows):
-        yield batch
+    # A reader that stops early ends the transaction at once, not when the garbage collector finds it.
+    async with aclosing(_stream(connection, cursor, parameters, batch_rows)) as batches:
+        async for batch in batches:
+            yield batch
 
 
-async def read_missed(connection: Connection, position: Position, label: str) -> AsyncIterator[Batch]:
+async def read_missed(connection: Connection, position: Position, label: str) -> AsyncGenerator[Batch, None]:
     """
     Yield what one model has after a position, as read_new does.
 
     Raises CursorTooOldError, at the end, when the journal no longer holds everything after the position.
     """
-    async for batch in read_new(connection, position.before, label=label):
-        missed = [row for row in batch.rows if not position.includes(row.xid, row.id)]
-        if missed or batch.last:
-            yield Batch(batch.before, batch.after, missed, batch.last)
+    async with aclosing(read_new(connection, position.before, label=label)) as batches:
+        async for batch in batches:
+            missed = [row for row in batch.rows if not position.includes(row.xid, row.id)]
+            if missed or batch.last:
+                yield Batch(batch.before, batch.after, missed, batch.last)
     # Asked last: what is emptied while we read makes the answer stricter, never wrong.
     await require_complete(connection, position.before)
 
@@ -135,7 +139,7 @@ async def require_journal(connection: Connection, database: str) -> None:
 
 async def _stream(
     connection: Connection, cursor: Snapshot, parameters: dict[str, Any], batch_rows: int
-) -> AsyncIterator[Batch]:
+) -> AsyncGenerator[Batch, None]:
     await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
     try:
         async with connection.transaction():

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -238,7 +238,7 @@ class _Term:
         await self._sink.heartbeat(self._cursor)
         while not self._stopping.is_set():
             await self._stay_awake()
-            if await self._fall_asleep():
+            if not self._stopping.is_set() and await self._fall_asleep():
                 await self._sleep()
         await self._store()
 
@@ -292,14 +292,18 @@ class _Term:
             await asyncio.gather(bell, stop, return_exceptions=True)
 
     async def _drain(self) -> bool:
-        """Hand everything new to the sink; return whether there was anything."""
+        """Hand everything new to the sink, of a backlog no more parts once stopped; return whether there was anything."""
         found = False
-        async for batch in read_new(self._connection, self._cursor):
-            if batch.rows:
-                found = self._relayed = True
-                await self._sink.relay(batch)
-            if batch.last:
-                self._cursor = batch.after
+        # Closed at once when left early: the transaction of a backlog must have ended before the next statement.
+        async with aclosing(read_new(self._connection, self._cursor)) as batches:
+            async for batch in batches:
+                if batch.rows:
+                    found = self._relayed = True
+                    await self._sink.relay(batch)
+                if batch.last:
+                    self._cursor = batch.after
+                elif self._stopping.is_set():
+                    break
         return found
 
     async def _keep_books(self) -> None:
