@@ -43,7 +43,9 @@ RELATION = """
            (select string_agg(i.inhrelid::regclass::text || ' inherits from ' || i.inhparent::regclass::text, ', ')
             from pg_inherits i where c.oid in (i.inhrelid, i.inhparent)),
            array(select a.attname::text from pg_attribute a
-                 where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+                 where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
+           array(select a.attname::text from pg_attribute a
+                 where a.attrelid = c.oid and a.attgenerated = 'v')
     from pg_class c where c.oid = to_regclass(%s)
 """
 
@@ -123,7 +125,7 @@ def table_oid(connection: BaseDatabaseWrapper, capture: Capture) -> int:
             f"the table {capture.table} of {label} does not exist in database '{connection.alias}': "
             "run `manage.py migrate` first"
         )
-    oid, relation, inheritance, columns = found
+    oid, relation, inheritance, columns, virtual = found
     if relation in REFUSED_RELATIONS:
         raise WatchError(f"{label} cannot be watched: {capture.table} is {REFUSED_RELATIONS[relation]}")
     if inheritance:
@@ -135,6 +137,12 @@ def table_oid(connection: BaseDatabaseWrapper, capture: Capture) -> int:
         raise TableMissingError(
             f"the table {capture.table} of {label} has no column {', '.join(missing)} in database "
             f"'{connection.alias}': run `manage.py migrate` first"
+        )
+    uncomputed = [column for column in capture.columns if column in virtual]
+    if uncomputed:
+        raise WatchError(
+            f"{label} cannot be watched with column {', '.join(uncomputed)} of {capture.table}: PostgreSQL does not "
+            "compute virtual generated columns in triggers; leave it out of columns=, or make it a stored one"
         )
     return int(oid)
 

@@ -2,6 +2,9 @@
 From what PostgreSQL writes into JSON to the value the ORM would give.
 
 Numbers with a point arrive as ``Decimal`` (see ``journal.change``), so that no digit of a numeric column is lost.
+
+What PostgreSQL can hold and Python cannot (``infinity``, a year BC, a numeric ``NaN``, a range) stays the text that
+PostgreSQL wrote: one such row must not end the feed of all others.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
 from django.db.models import BinaryField, Field, JSONField
 
 
@@ -20,7 +25,12 @@ def decode(field: Field[Any, Any], raw: Any) -> Any:
         return _floats(raw)
     if isinstance(field, BinaryField):
         return bytes.fromhex(raw.removeprefix("\\x"))
-    return field.to_python(raw)
+    if isinstance(field, ArrayField):
+        return [decode(field.base_field, item) for item in raw]
+    try:
+        return field.to_python(raw)
+    except (ValidationError, ValueError):
+        return raw
 
 
 def _floats(value: Any) -> Any:
