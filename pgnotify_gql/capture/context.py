@@ -31,8 +31,17 @@ def change_context(*, using: str = "default", **context: Json) -> Iterator[None]
         with connections[using].cursor() as cursor:
             cursor.execute("select current_setting(%s, true)", [CONTEXT_SETTING])
             outer = cursor.fetchone()[0] or ""
-            merged = json.dumps({**(json.loads(outer) if outer else {}), **context})
+            merged = json.dumps({**_object(outer), **context})
             cursor.execute("select set_config(%s, %s, true)", [CONTEXT_SETTING, merged])
         yield
         with connections[using].cursor() as cursor:
             cursor.execute("select set_config(%s, %s, true)", [CONTEXT_SETTING, outer])
+
+
+def _object(text: str) -> dict[str, Json]:
+    # A setting anybody may set: what is no object cannot be merged with; leaving restores it.
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
