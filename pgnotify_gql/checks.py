@@ -29,8 +29,6 @@ IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """E001: a mistake in PGNOTIFY_GQL. E002: an alias in it that does not exist."""
     values = getattr(django_settings, conf.NAME, {})
-    if not isinstance(values, dict):
-        return [Error(f"{conf.NAME} must be a dictionary, not {values!r}", id="pgnotify_gql.E001")]
     mistakes = conf.find_mistakes(values)
     if mistakes:
         return [Error(mistake, id="pgnotify_gql.E001") for mistake in mistakes]
@@ -104,6 +102,8 @@ def check_triggers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> 
     Warnings, because `migrate` runs this check before it mends what it finds, and errors would stop it.
     """
     found: list[CheckMessage] = []
+    if conf.find_mistakes(getattr(django_settings, conf.NAME, {})):
+        return found  # check_settings reports them
     for alias in databases or ():
         connection = connections[alias]
         watches = [watch for watch in registry if router.allow_migrate_model(alias, watch.model)]

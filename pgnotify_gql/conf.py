@@ -87,19 +87,22 @@ def read(values: Mapping[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def find_mistakes(values: Mapping[str, Any]) -> list[str]:
+def find_mistakes(values: Any) -> list[str]:
     """Return a sentence for each unknown key and each unusable value."""
+    if not isinstance(values, Mapping):
+        return [f"{NAME} must be a dictionary, not {values!r}"]
     types = get_type_hints(Settings)
     mistakes = []
     for key, value in values.items():
         if key not in types:
-            close = get_close_matches(key, types, n=1, cutoff=0.5)
+            close = get_close_matches(str(key).upper(), types, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(types))}"
             mistakes.append(f"{NAME} has an unknown key '{key}': {hint}")
         elif not _fits(value, types[key]):
             mistakes.append(f"{NAME}['{key}'] must be {_wanted(types[key])}, not {value!r}")
-    if values.get("WAKE", "notify") not in WAKES:
-        mistakes.append(f"{NAME}['WAKE'] must be one of {', '.join(WAKES)}, not {values['WAKE']!r}")
+    wake = values.get("WAKE", "notify")
+    if isinstance(wake, str) and wake not in WAKES:
+        mistakes.append(f"{NAME}['WAKE'] must be one of {', '.join(WAKES)}, not {wake!r}")
     return mistakes
 
 
@@ -149,7 +152,7 @@ def _fits(value: Any, wanted: type) -> bool:
     if wanted is str:
         return isinstance(value, str)
     numbers = (int, float) if wanted is float else (int,)
-    return isinstance(value, numbers) and value > 0
+    return isinstance(value, numbers) and 0 < value < float("inf")
 
 
 def _wanted(wanted: type) -> str:
