@@ -1,0 +1,207 @@
+"""Every system check, by its id: what sets it off, and what it says to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core import checks
+from django.core.checks import CheckMessage
+from django.core.management import call_command
+from django.db import connections, models
+from django.test import override_settings
+
+from pgnotify_gql.capture.registry import Registry
+from pgnotify_gql.capture.watch import Watch
+from tests.support.databases import Database
+from tests.support.watched import ITEM_SQL, Item, make_model
+
+IN_MEMORY = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+REDIS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry with a watch of items, in place of the one that holds the example's watches."""
+    registry = Registry()
+    registry.add(Watch(Item, ("name",)))
+    for module in ("pgnotify_gql.checks", "pgnotify_gql.management.commands.install_triggers"):
+        monkeypatch.setattr(f"{module}.registry", registry)
+    return registry
+
+
+@pytest.fixture
+def database(database: Database) -> Database:
+    """With the table of items, and its triggers."""
+    database.connect().execute(ITEM_SQL)
+    call_command("install_triggers", stdout=StringIO())
+    return database
+
+
+def found(*databases: str) -> list[CheckMessage]:
+    """Run all checks and return the messages that are ours."""
+    messages = checks.run_checks(databases=databases)
+    return [message for message in messages if str(message.id).startswith("pgnotify_gql.")]
+
+
+def ids(*databases: str) -> list[str | None]:
+    return [message.id for message in found(*databases)]
+
+
+def sentence(message_id: str, *databases: str) -> str:
+    """Return the only message, which has this id."""
+    (message,) = found(*databases)
+    assert message.id == message_id
+    assert message.level == (checks.ERROR if ".E" in message_id else checks.WARNING)
+    return f"{message.msg} {message.hint}" if message.hint else str(message.msg)
+
+
+def test_a_sound_project_has_nothing_to_say(database: Database) -> None:
+    assert ids("default") == []
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"RETENTOIN": 5}, "has an unknown key 'RETENTOIN': did you mean RETENTION?"),
+            ({"WORKERS": "4"}, "PGNOTIFY_GQL['WORKERS'] must be a whole number above 0, not '4'"),
+            (["WORKERS"], "PGNOTIFY_GQL must be a dictionary"),
+        ],
+    )
+    def test_e001_is_a_mistake_in_the_settings(self, values: Any, message: str) -> None:
+        with override_settings(PGNOTIFY_GQL=values):
+            assert message in sentence("pgnotify_gql.E001")
+
+    def test_e001_does_not_end_the_checks_of_the_database_in_a_traceback(self, database: Database) -> None:
+        with override_settings(PGNOTIFY_GQL={"WORKERS": 0}):
+            assert ids("default") == ["pgnotify_gql.E001"]
+
+    def test_e002_is_a_database_that_is_not_there(self) -> None:
+        with override_settings(PGNOTIFY_GQL={"DATABASE": "nowhere", "INLINE_LISTENER": True}):
+            assert sentence("pgnotify_gql.E002") == ("PGNOTIFY_GQL['DATABASE'] is 'nowhere', which is not in DATABASES")
+
+    def test_e005_is_a_channel_layer_that_is_not_there(self) -> None:
+        with override_settings(CHANNEL_LAYERS={}):
+            message = sentence("pgnotify_gql.E005")
+        assert message.startswith("CHANNEL_LAYERS has no 'default' For one process: CHANNEL_LAYERS = {")
+        with override_settings(PGNOTIFY_GQL={"CHANNEL_LAYER": "feed"}):
+            assert sentence("pgnotify_gql.E005").startswith("CHANNEL_LAYERS has no 'feed'")
+
+    def test_w001_is_an_in_memory_layer_without_an_inline_listener(self) -> None:
+        with override_settings(CHANNEL_LAYERS=IN_MEMORY, PGNOTIFY_GQL={}):
+            message = sentence("pgnotify_gql.W001")
+        assert message.startswith(
+            "the channel layer is in-memory, so what run_listener relays reaches no other process"
+        )
+        assert "'INLINE_LISTENER': True" in message
+
+    @pytest.mark.parametrize(("layers", "inline"), [(IN_MEMORY, True), (REDIS, False), (REDIS, True)])
+    def test_w001_is_about_nothing_else(self, layers: Any, inline: bool) -> None:
+        with override_settings(CHANNEL_LAYERS=layers, PGNOTIFY_GQL={"INLINE_LISTENER": inline}):
+            assert ids() == []
+
+
+class TestWatches:
+    def test_e003_is_a_watch_of_unknown_columns(self, registry: Registry) -> None:
+        registry.add(Watch(make_model("Box", "box"), ("colour",)))
+        assert sentence("pgnotify_gql.E003").startswith("the watch of stock.box names the column 'colour'")
+
+    def test_e004_is_a_watched_model_that_is_not_on_postgresql(self, sqlite: str) -> None:
+        with override_settings(DATABASE_ROUTERS=[EverythingIn(sqlite)]):
+            message = sentence("pgnotify_gql.E004")
+        assert message.startswith("stock.item is watched, but its database 'sqlite' is sqlite")
+        assert "or remove notify_on_model_changes()" in message
+
+    @pytest.fixture
+    def sqlite(self) -> Iterator[str]:
+        connections.databases["sqlite"] = connections.databases["default"] | {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": ":memory:",
+            "OPTIONS": {},
+        }
+        try:
+            yield "sqlite"
+        finally:
+            del connections["sqlite"]
+            del connections.databases["sqlite"]
+
+
+class EverythingIn:
+    """A router that puts every model into one database."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+
+    def db_for_write(self, model: type[models.Model], **hints: Any) -> str:
+        return self.alias
+
+
+class TestTriggers:
+    def test_w002_is_a_missing_journal(self, database: Database) -> None:
+        database.connect().execute("drop schema pgnotify_gql cascade")
+        assert sentence("pgnotify_gql.W002", "default") == (
+            "database 'default' has no journal: run `manage.py migrate pgnotify_gql --database default` first"
+        )
+
+    def test_w003_is_a_table_without_triggers(self, database: Database) -> None:
+        call_command("uninstall_triggers", stdout=StringIO())
+        assert sentence("pgnotify_gql.W003", "default") == (
+            "the triggers of stock.item are MISSING in database 'default' Run `manage.py install_triggers`."
+        )
+
+    def test_w003_is_a_table_with_triggers_of_another_watch(self, database: Database, registry: Registry) -> None:
+        registry.remove("stock.item")
+        registry.add(Watch(Item))
+        assert "stock.item are OUTDATED" in sentence("pgnotify_gql.W003", "default")
+
+    def test_w003_is_a_table_whose_watch_is_gone(self, database: Database, registry: Registry) -> None:
+        registry.remove("stock.item")
+        database.connect().execute("create table box (id bigint primary key)")
+        registry.add(Watch(make_model("Box", "box")))
+        assert [str(message.msg) for message in found("default")] == [
+            "the triggers of stock.box are MISSING in database 'default'",
+            "the triggers of stock.item are ORPHANED in database 'default'",
+        ]
+
+    def test_w003_is_what_wake_says_otherwise(self, database: Database) -> None:
+        with override_settings(PGNOTIFY_GQL={"WAKE": "poll", "INLINE_LISTENER": True}):
+            assert "stock.item are OUTDATED" in sentence("pgnotify_gql.W003", "default")
+
+    def test_w004_is_a_watch_that_cannot_be_captured(self, database: Database, registry: Registry) -> None:
+        database.connect().execute("create view box as select 1 as id")
+        registry.add(Watch(make_model("Box", "box")))
+        assert sentence("pgnotify_gql.W004", "default") == (
+            'stock.box cannot be watched: "box" is a view: watch the tables behind it'
+        )
+
+    def test_a_table_that_a_migration_has_yet_to_make_is_no_warning(
+        self, database: Database, registry: Registry
+    ) -> None:
+        """`migrate` runs the checks before it makes the table."""
+        registry.add(Watch(make_model("Box", "box")))
+        assert ids("default") == []
+
+    def test_a_database_that_was_never_migrated_is_no_warning(self, empty_database: Database) -> None:
+        from tests.support.databases import used_by_django
+
+        with used_by_django(empty_database):
+            assert ids("default") == []
+
+    def test_no_database_is_asked_unless_it_is_named(self) -> None:
+        """The settings of the test run lead to no database: asking it would fail."""
+        assert ids() == []
+
+    def test_a_database_that_is_down_is_left_to_the_checks_of_django(self) -> None:
+        from pgnotify_gql.checks import check_triggers
+
+        assert check_triggers(databases=["default"]) == []
+
+
+def test_warnings_do_not_keep_migrate_from_mending_what_they_are_about(database: Database) -> None:
+    database.connect().execute("drop schema pgnotify_gql cascade; delete from django_migrations")
+    database.connect().execute("insert into django_migrations (app, name, applied) values ('none', 'none', now())")
+    call_command("migrate", "pgnotify_gql", verbosity=0, stderr=StringIO())
+    assert ids("default") == ["pgnotify_gql.W003"]
