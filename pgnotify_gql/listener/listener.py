@@ -176,6 +176,8 @@ class Listener:
             logger.info("standing by: another listener leads")
             while not self._stopping.is_set() and not await try_to_lead(connection):
                 await self._pause(STANDBY_INTERVAL)
+                # Bells are for the leader; nobody else taking them, they would pile up for as long as it leads.
+                await doorbell.wait(0)
         if self._stopping.is_set():
             return
         epoch, cursor = await begin_epoch(connection)
@@ -292,7 +294,7 @@ class _Term:
             await asyncio.gather(bell, stop, return_exceptions=True)
 
     async def _drain(self) -> bool:
-        """Hand everything new to the sink, of a backlog no more parts once stopped; return whether there was anything."""
+        """Hand everything new to the sink, or one part of a backlog once stopped; return whether there was anything."""
         found = False
         # Closed at once when left early: the transaction of a backlog must have ended before the next statement.
         async with aclosing(read_new(self._connection, self._cursor)) as batches:
