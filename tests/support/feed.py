@@ -84,6 +84,10 @@ class Recorder(Notebook):
     def texts(self) -> list[str]:
         return [text for row in self.rows for text in texts_of(row)]
 
+    def led(self, terms: int) -> bool:
+        """Whether so many terms of leadership have begun."""
+        return len(self.epochs) >= terms
+
     def begin(self, epoch: int) -> None:
         self.epochs.append(epoch)
         self.noted()

@@ -1,0 +1,213 @@
+"""Leadership: one listener leads, others stand by, and an old leader changes nothing."""
+
+import asyncio
+import logging
+from functools import partial
+
+import pytest
+
+from pgnotify_gql import names
+from pgnotify_gql.journal.reader import Batch, Connection
+from pgnotify_gql.journal.snapshot import Snapshot
+from pgnotify_gql.journal.state import LeadershipLostError, begin_epoch, store_relayed
+from pgnotify_gql.listener import Listener, Timing
+from pgnotify_gql.listener import listener as listener_module
+from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, try_to_lead
+from tests.support.databases import Database
+from tests.support.feed import (
+    EVENT_TIMEOUT,
+    RARELY,
+    Notebook,
+    Recorder,
+    Room,
+    eventually,
+    leading,
+    lock_holders,
+    opened,
+    opener,
+    running,
+    sessions,
+    terminate,
+)
+
+
+@pytest.fixture(autouse=True)
+def shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pgnotify_gql")
+
+
+def standby(database: Database, recorder: Recorder, timing: Timing = RARELY) -> Listener:
+    return Listener(opener(database.conninfo, 0, "test standby"), recorder, timing=timing)
+
+
+async def test_one_session_at_a_time_leads(database: Database) -> None:
+    async with opened(database.conninfo) as one, opened(database.conninfo) as two:
+        assert await try_to_lead(one)
+        assert not await try_to_lead(two)
+        await one.close()
+        await eventually(lambda: not lock_holders(database, names.LEADER_LOCK))
+        assert await try_to_lead(two)
+
+
+async def test_each_term_has_a_later_epoch_and_the_cursor_stored_last(database: Database) -> None:
+    async with opened(database.conninfo) as connection:
+        first, _ = await begin_epoch(connection)
+        cursor = Snapshot(5, 9, (5, 7))
+        await store_relayed(connection, first, cursor)
+        assert await begin_epoch(connection) == (first + 1, cursor)
+
+
+async def test_a_leader_of_an_older_epoch_stores_nothing_and_is_told(database: Database) -> None:
+    async with opened(database.conninfo) as old, opened(database.conninfo) as new:
+        old_epoch, _ = await begin_epoch(old)
+        new_epoch, _ = await begin_epoch(new)
+        await store_relayed(new, new_epoch, Snapshot(20, 20))
+        with pytest.raises(LeadershipLostError, match=f"epoch {old_epoch} is over"):
+            await store_relayed(old, old_epoch, Snapshot(10, 10))
+        _, cursor = await begin_epoch(new)
+    assert cursor == Snapshot(20, 20)
+
+
+async def test_a_standby_takes_over_when_the_leader_stops_and_goes_on_from_its_cursor(
+    database_triggers: Database,
+) -> None:
+    room, first, second = Room(database_triggers), Recorder(), Recorder()
+    other = standby(database_triggers, second)
+    async with leading(database_triggers, first) as leader, running(other):
+        await eventually(lambda: sessions(database_triggers, "test standby"))
+        room.say("one")
+        await first.has("one")
+        leader.stop()
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            await other.leading.wait()
+        room.say("two")
+        await second.has("two")
+    assert first.texts == ["one"]
+    assert second.texts == ["two"]
+
+
+async def test_a_standby_leads_within_a_second_when_the_session_of_the_leader_ends(
+    database_triggers: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    room, first, second = Room(database_triggers), Recorder(), Recorder()
+    other = standby(database_triggers, second)
+
+    class Slow(Listener):
+        async def _pause(self, seconds: float) -> None:
+            """Come back late, so that the standby is first."""
+            await super()._pause(max(seconds, 4 * STANDBY_INTERVAL))
+
+    leader = Slow(opener(database_triggers.conninfo, 0, "test leader"), first, timing=RARELY)
+    async with running(leader):
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            await leader.leading.wait()
+        async with running(other):
+            await eventually(lambda: "standing by" in caplog.text)
+            room.say("one")
+            await first.has("one")
+            terminate(database_triggers, "test leader")
+            clock = asyncio.get_running_loop().time
+            ended = clock()
+            await second.until(lambda: bool(second.epochs))
+            assert clock() - ended < 1
+            room.say("two")
+            await second.has("two")
+            await eventually(lambda: caplog.text.count("standing by") == 2)
+    assert "two" not in first.texts
+
+
+async def test_of_many_listeners_one_leads(database_triggers: Database) -> None:
+    recorders = [Recorder() for _ in range(5)]
+    listeners = [standby(database_triggers, recorder) for recorder in recorders]
+    tasks = [asyncio.create_task(listener.run()) for listener in listeners]
+    await eventually(lambda: any(listener.leading.is_set() for listener in listeners))
+    Room(database_triggers).say("once")
+    await eventually(lambda: any(recorder.texts for recorder in recorders))
+    for listener in listeners:
+        if not listener.leading.is_set():
+            listener.stop()
+    await eventually(lambda: sum(not task.done() for task in tasks) == 1)
+    for listener in listeners:
+        listener.stop()
+    await asyncio.gather(*tasks)
+    assert sorted(text for recorder in recorders for text in recorder.texts) == ["once"]
+    assert sum(bool(recorder.epochs) for recorder in recorders) == 1
+
+
+async def test_a_leader_that_was_replaced_gives_way(
+    database_triggers: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its lock was lost without its knowing, as behind a pooler: the epoch tells it when it stores its cursor."""
+    room, first = Room(database_triggers), Recorder()
+    async with leading(database_triggers, first), opened(database_triggers.conninfo) as usurper:
+        await first.until(lambda: len(first.heartbeats) >= 2)
+        epoch, _ = await begin_epoch(usurper)
+        room.say("one")
+        await eventually(lambda: f"lost the leadership: epoch {epoch - 1} is over" in caplog.text)
+        await first.until(lambda: len(first.epochs) == 2)
+        assert first.epochs[1] > epoch
+
+
+async def test_a_standby_does_not_hold_back_vacuum(database_triggers: Database) -> None:
+    async with leading(database_triggers, Recorder()), running(standby(database_triggers, Recorder())):
+        await eventually(lambda: sessions(database_triggers, "test standby"))
+        with database_triggers.server.connect() as admin:
+            for _ in range(50):
+                found = admin.execute(
+                    "select state, backend_xmin, xact_start from pg_stat_activity"
+                    " where application_name = 'test standby' and state = 'idle'"
+                ).fetchall()
+                assert all((xmin, started) == (None, None) for _, xmin, started in found)
+                await asyncio.sleep(0.01)
+            waiting = admin.execute("select count(*) from pg_locks where not granted and locktype = 'advisory'")
+            assert waiting.fetchone() == (0,)
+
+
+async def test_a_standby_does_not_keep_bells_it_has_no_use_for(
+    database_triggers: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It listens for weeks; psycopg keeps every bell until somebody takes it."""
+    tried = Notebook()
+    tries = []
+
+    async def trying(connection: Connection) -> bool:
+        if led := await try_to_lead(connection):
+            return led
+        tries.append(len(connection._notifies_backlog or ()))
+        tried.noted()
+        return led
+
+    monkeypatch.setattr(listener_module, "try_to_lead", trying)
+    room = Room(database_triggers)
+    # A leader that polls silences nobody: every writer rings.
+    async with leading(database_triggers, Recorder(), polls=True), running(standby(database_triggers, Recorder())):
+        await tried.until(lambda: bool(tries))
+        for number in range(200):
+            room.say(str(number))
+        before = len(tries)
+        await tried.until(lambda: len(tries) > before + 1)
+    assert tries[-1] == 0
+
+
+async def test_a_standby_can_be_stopped(database_triggers: Database) -> None:
+    async with leading(database_triggers, Recorder()):
+        other = standby(database_triggers, Recorder())
+        async with running(other):
+            await eventually(lambda: sessions(database_triggers, "test standby"))
+        assert not other.leading.is_set()
+        assert len(lock_holders(database_triggers, names.LEADER_LOCK)) == 1
+
+
+async def test_nothing_is_handed_to_the_sink_between_two_terms(database_triggers: Database) -> None:
+    class Strict(Recorder):
+        async def relay(self, batch: Batch) -> None:
+            assert leader.leading.is_set()
+            await super().relay(batch)
+
+    room, recorder = Room(database_triggers), Strict()
+    async with leading(database_triggers, recorder) as leader:
+        for number in range(3):
+            room.say(f"message {number}")
+            await recorder.has(f"message {number}")
+            terminate(database_triggers, "test leader")
+            await recorder.until(partial(recorder.led, number + 2))
