@@ -48,9 +48,14 @@ async def connect(dsn: str, *, session_timeout: float, application_name: str = A
     connection = await AsyncConnection.connect(
         conninfo.make_conninfo(**parameters), autocommit=True, row_factory=tuple_row, prepare_threshold=None
     )
-    if await _is_direct(connection):
-        for name, value in _session_settings(session_timeout).items():
-            await connection.execute("select set_config(%s, %s, false)", [name, value])
+    try:
+        if await _is_direct(connection):
+            for name, value in _session_settings(session_timeout).items():
+                await connection.execute("select set_config(%s, %s, false)", [name, value])
+    except BaseException:
+        # Cancelled, above all: with the last socket of a process its listener ends, maybe before it has begun.
+        await connection.close()
+        raise
     return connection
 
 
