@@ -76,7 +76,9 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
         arguments = getattr(cls, "Arguments", None)
         meta.arguments = props(arguments) if arguments else {}
         cls._meta = meta
-        super().__init_subclass_with_meta__(**options)
+        if options:
+            raise ConfigurationError(f"{cls.__name__}: class Meta has the unknown option '{next(iter(options))}'")
+        super().__init_subclass_with_meta__()
 
     subscribe: Any = None
     """``subscribe(cls, info, **arguments)`` returns models and topics, or raises GraphQLError."""
