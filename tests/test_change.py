@@ -1,0 +1,275 @@
+"""A change, decoded from a row of the journal, and the context that its writer attached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime
+from decimal import Decimal
+from threading import Barrier
+from typing import Any
+
+import pytest
+from django.contrib.postgres.fields import ArrayField, DateRangeField
+from django.db import IntegrityError, connection, models, transaction
+
+from pgnotify_gql.capture import Kind, change_context
+from pgnotify_gql.capture.installer import plan_install
+from pgnotify_gql.capture.values import decode
+from pgnotify_gql.capture.watch import Watch
+from pgnotify_gql.journal import Change, JournalRow
+from tests.support.databases import Database
+from tests.support.watched import Item, WatchedTable, make_model, watched
+
+AT = datetime(2024, 2, 29, tzinfo=UTC)
+
+
+class Fruits:
+    """What a watch tells about its rows, without a model and a database."""
+
+    label = "stock.fruit"
+
+    def __init__(self) -> None:
+        self.fetched: list[Any] = []
+
+    def pk(self, key: Sequence[Any]) -> Any:
+        return key[0]
+
+    def keys(self, pk: Any) -> Mapping[str, Any]:
+        return {"id": pk}
+
+    def values(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
+        return dict(image)
+
+    def fetch(self, pk: Any) -> Any:
+        self.fetched.append(pk)
+        return f"fruit {pk}"
+
+
+def changes(rows: Any, *, kind: Kind = Kind.UPDATE, context: str | None = None) -> list[Change]:
+    row = JournalRow(17, 900, "stock.fruit", kind, json.dumps(rows), AT, context)
+    return row.changes(Fruits())
+
+
+def change(*images: Any, kind: Kind = Kind.UPDATE, context: str | None = None) -> Change:
+    (found,) = changes([[[7], *images]], kind=kind, context=context)
+    return found
+
+
+class TestChange:
+    def test_unpacks_to_its_key_and_its_model(self) -> None:
+        pk, model_label = change()
+        assert (pk, model_label) == (7, "stock.fruit")
+
+    def test_knows_where_it_stands(self) -> None:
+        first, second = changes([[[7]], [[8]]])
+        assert [(found.journal_id, found.index, found.xid, found.at) for found in (first, second)] == [
+            (17, 0, 900, AT),
+            (17, 1, 900, AT),
+        ]
+
+    def test_cannot_be_altered(self) -> None:
+        with pytest.raises(FrozenInstanceError):
+            change().pk = 8  # type: ignore[misc]
+
+    def test_without_images_has_neither_old_nor_new(self) -> None:
+        found = change()
+        assert (found.old, found.new, found.changed) == (None, None, frozenset())
+
+    def test_names_the_columns_that_differ(self) -> None:
+        found = change({"name": "tea", "size": 1}, {"name": "tea", "size": 2})
+        assert found.changed == {"size"}
+
+    def test_of_an_insert_has_no_old_image(self) -> None:
+        found = change(None, {"name": "tea"}, kind=Kind.INSERT)
+        assert (found.old, found.new, found.changed) == (None, {"name": "tea"}, frozenset({"name"}))
+
+    def test_of_a_truncate_has_no_key(self) -> None:
+        (found,) = changes([[None]], kind=Kind.TRUNCATE)
+        assert (found.pk, found.old, found.new, found.keys, found.instance) == (None, None, None, {}, None)
+
+    def test_has_its_key_by_column(self) -> None:
+        assert change().keys == {"id": 7}
+
+    def test_numbers_keep_all_their_digits(self) -> None:
+        (row,) = JournalRow(1, 1, "x", Kind.INSERT, '[[[1], null, {"n": 0.12345678901234567890}]]', AT).changes(
+            Fruits()
+        )
+        assert row.new == {"n": Decimal("0.12345678901234567890")}
+
+    def test_shows_no_row_data_in_logs(self) -> None:
+        assert "secret" not in repr(change({"name": "secret"}, {"name": "secret"}, context='{"why": "secret"}'))
+
+
+class TestInstance:
+    def test_is_fetched_when_asked_for_and_once(self) -> None:
+        found = change()
+        source = found.source
+        assert isinstance(source, Fruits)
+        assert source.fetched == []
+        assert (found.instance, found.instance) == ("fruit 7", "fruit 7")
+        assert source.fetched == [7]
+
+    def test_is_fetched_once_however_many_threads_ask(self) -> None:
+        found = change()
+        together = Barrier(8)
+
+        def ask() -> Any:
+            together.wait(timeout=30)
+            return found.instance
+
+        with ThreadPoolExecutor(8) as threads:
+            answers = {outcome.result(timeout=30) for outcome in [threads.submit(ask) for _ in range(8)]}
+        assert answers == {"fruit 7"}
+        assert isinstance(found.source, Fruits)
+        assert found.source.fetched == [7]
+
+    def test_is_the_row_as_it_is_now(self, database: Database) -> None:
+        table = watched(database)
+        table.run("insert into item (id, name) values (7, 'tea')")
+        ((insert),) = table.changes()
+        table.run("update item set name = 'hot tea'")
+        assert insert.instance == Item.objects.get(pk=7)
+        assert insert.instance.name == "hot tea"
+
+    def test_is_none_when_the_row_is_gone(self, database: Database) -> None:
+        table = watched(database)
+        table.run("insert into item (id) values (7)")
+        ((insert),) = table.changes()
+        table.run("delete from item")
+        assert insert.instance is None
+
+
+class TestValues:
+    def test_items_of_an_array_are_decoded_as_its_field_says(self, database: Database) -> None:
+        field: ArrayField[Any, Any] = ArrayField(models.DateTimeField())
+        table = watched(
+            database,
+            make_model("Diary", "diary", days=field),
+            "create table diary (id bigint primary key, days timestamptz[])",
+            columns=["days"],
+        )
+        table.run("insert into diary values (1, array['2024-02-29 00:00Z'::timestamptz, null]), (2, null)")
+        assert [new for _, _, new in table.images()] == [{"days": [AT, None]}, {"days": None}]
+
+    @pytest.mark.parametrize(
+        ("field", "raw"),
+        [
+            (models.DateTimeField(), "infinity"),
+            (models.DateField(), "0044-03-15 BC"),
+            (models.DecimalField(max_digits=5, decimal_places=2), "NaN"),
+            (DateRangeField(), "[2024-01-01,2024-02-01)"),
+        ],
+    )
+    def test_what_python_cannot_hold_stays_text(self, field: Any, raw: str) -> None:
+        assert decode(field, raw) == raw
+
+    def test_a_key_that_python_cannot_hold_arrives(self, database: Database) -> None:
+        model = make_model("Day", "day", key=models.DateField(primary_key=True))
+        table = watched(database, model, "create table day (key date primary key)")
+        table.run("insert into day values ('infinity'), ('0044-03-15 BC')")
+        assert table.seen() == [("INSERT", "infinity"), ("INSERT", "0044-03-15 BC")]
+
+    def test_a_column_that_is_not_watched_any_more_is_left_out(self) -> None:
+        """The journal may hold images that an older version of the watch captured."""
+        assert Watch(Item, ("name",)).values({"name": "tea", "version": 1, "gone": 2}) == {"name": "tea"}
+
+    @pytest.mark.postgres("18")
+    def test_a_column_that_postgresql_does_not_compute_in_triggers_is_refused(self, database: Database) -> None:
+        """Reading it there fails, and the write with it.  Beside the watch's columns it does no harm."""
+        model = make_model("Box", "box", side=models.IntegerField(), area=models.IntegerField())
+        create = (
+            "create table box (id bigint primary key, side int, area int generated always as (side * side) virtual)"
+        )
+        table = watched(database, model, create, columns=["side"])
+        table.run("insert into box values (1, 2)")
+        table.run("update box set side = 3")
+        assert table.images() == [("INSERT", None, {"side": 2}), ("UPDATE", {"side": 2}, {"side": 3})]
+        (error,) = plan_install(connection, [Watch(model, "__all__")]).errors
+        assert "does not compute virtual generated columns in triggers" in str(error)
+
+
+class TestContext:
+    @pytest.fixture
+    def items(self, database: Database) -> WatchedTable:
+        return watched(database)
+
+    def contexts(self, items: WatchedTable) -> list[Mapping[str, Any]]:
+        return [found.context for found in items.changes()]
+
+    def test_travels_with_the_changes_inside(self, items: WatchedTable) -> None:
+        Item.objects.create(name="before")
+        with change_context(user=7, why="import"):
+            item = Item.objects.create(name="inside")
+            Item.objects.filter(pk=item.pk).update(version=1)
+            Item.objects.bulk_create([Item(), Item()])
+            Item.objects.all().delete()
+        Item.objects.create(name="after")
+        inside = {"user": 7, "why": "import"}
+        assert self.contexts(items) == [{}, *[inside] * 8, {}]
+
+    def test_inside_another_is_merged_and_the_inner_one_wins(self, items: WatchedTable) -> None:
+        with change_context(user=7, why="outer"):
+            with change_context(why="inner", step=1):
+                Item.objects.create()
+            Item.objects.create()
+        assert self.contexts(items) == [{"user": 7, "why": "inner", "step": 1}, {"user": 7, "why": "outer"}]
+
+    def test_ends_with_a_block_that_failed(self, items: WatchedTable) -> None:
+        with change_context(user=7):
+            with pytest.raises(IntegrityError), change_context(user=8):
+                Item.objects.bulk_create([Item(pk=1), Item(pk=1)])
+            Item.objects.create()
+        Item.objects.create()
+        assert self.contexts(items) == [{"user": 7}, {}]
+
+    def test_ends_with_the_transaction_around_it(self, items: WatchedTable) -> None:
+        with transaction.atomic():
+            with change_context(user=7):
+                Item.objects.create()
+            Item.objects.create()
+        Item.objects.create()
+        assert self.contexts(items) == [{"user": 7}, {}, {}]
+
+    def test_that_is_no_json_is_refused_before_anything_is_written(self, items: WatchedTable) -> None:
+        with pytest.raises(TypeError), change_context(user=object()):  # type: ignore[arg-type]  # what is tested
+            Item.objects.create()
+        assert self.contexts(items) == []
+
+    @pytest.mark.parametrize(
+        ("value", "context"),
+        [
+            ("no json", {"raw": "no json"}),
+            ("[1, 2]", {"raw": [1, 2]}),
+            ("null", {"raw": None}),
+            ("", {}),
+            ('{"user": 7}', {"user": 7}),
+            ("{'" * 1000, {"raw": "{'" * 1000}),
+        ],
+    )
+    def test_set_by_hand_never_fails_a_write_whatever_it_is(
+        self, items: WatchedTable, value: str, context: Mapping[str, Any]
+    ) -> None:
+        items.run("select set_config('pgnotify_gql.context', %s, false)", value)
+        items.run("insert into item (id) values (1)")
+        items.run("insert into item (id) values (2), (3)")
+        items.run("update item set version = 1 where id = 1")
+        items.run("update item set version = 2")
+        items.run("update item set id = 9 where id = 1")
+        items.run("delete from item where id = 9")
+        items.run("truncate item")
+        assert self.contexts(items) == [context] * 11
+
+    @pytest.mark.parametrize("value", ["no json", "[1, 2]"])
+    def test_inside_one_that_is_no_object_stands_alone_and_leaves_it_in_place(
+        self, items: WatchedTable, value: str
+    ) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("select set_config('pgnotify_gql.context', %s, true)", [value])
+            with change_context(user=7):
+                Item.objects.create()
+            cursor.execute("select current_setting('pgnotify_gql.context')")
+            assert cursor.fetchone() == (value,)
+        assert self.contexts(items) == [{"user": 7}]
