@@ -12,9 +12,11 @@ stay with a server that the application is given next, ``synchronous_commit`` wi
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
-from psycopg import AsyncConnection, conninfo
+from psycopg import AsyncConnection, Error, conninfo
 from psycopg.rows import tuple_row
 
 from ..journal.reader import Connection
@@ -45,9 +47,7 @@ async def connect(dsn: str, *, session_timeout: float, application_name: str = A
         "tcp_user_timeout": seconds * 1000,
         **conninfo.conninfo_to_dict(dsn),
     }
-    connection = await AsyncConnection.connect(
-        conninfo.make_conninfo(**parameters), autocommit=True, row_factory=tuple_row, prepare_threshold=None
-    )
+    connection = await _opened(conninfo.make_conninfo(**parameters))
     try:
         if await _is_direct(connection):
             for name, value in _session_settings(session_timeout).items():
@@ -57,6 +57,21 @@ async def connect(dsn: str, *, session_timeout: float, application_name: str = A
         await connection.close()
         raise
     return connection
+
+
+async def _opened(dsn: str) -> Connection:
+    opening = asyncio.create_task(
+        AsyncConnection.connect(dsn, autocommit=True, row_factory=tuple_row, prepare_threshold=None),
+        name="pgnotify_gql connecting",
+    )
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # What psycopg has half opened only the garbage collector would close, and clients that come and go could take
+        # every connection of the server: opened to the end (CONNECT_TIMEOUT bounds it), and closed.
+        with suppress(Error):
+            await (await opening).close()
+        raise
 
 
 async def _is_direct(connection: Connection) -> bool:
