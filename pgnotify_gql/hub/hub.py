@@ -220,8 +220,7 @@ class Hub:
     async def _read_missed(self, intake: Intake) -> None:
         try:
             async for batch in self._reader.missed(intake.position, intake.label):
-                await self._dispatch(batch.rows)
-                intake.position = batch.position
+                await self._dispatch(intake.heal(batch))
         except CursorTooOldError as error:
             logger.error("%s: a gap could not be healed: %s", intake.label, error)
             self._resync(intake.label, str(error))

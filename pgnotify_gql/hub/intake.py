@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..journal.change import JournalRow
+from ..journal.reader import Batch
 from ..journal.snapshot import Position, Snapshot
 from ..relay.messages import ChangesMessage, HeartbeatMessage, journal_rows
 
@@ -22,6 +23,7 @@ class Intake:
     def __init__(self, label: str, cursor: Snapshot) -> None:
         self.label = label
         self.position = Position(cursor)
+        self._parts: dict[Snapshot, Position] = {}
         self._epoch = 0
         self._seq: int | None = None
 
@@ -37,7 +39,8 @@ class Intake:
         """Return whether everything was taken that had been sent before the heartbeat."""
         if heartbeat["epoch"] == self._epoch and self._seq is not None:
             return heartbeat["seqs"].get(self.label, 0) <= self._seq
-        return self.position.before.covers(Snapshot.parse(heartbeat["cursor"]))
+        # Another leader cuts its batches elsewhere: a position in the middle of one of the old ones would not do.
+        return not self.position.id and self.position.before.covers(Snapshot.parse(heartbeat["cursor"]))
 
     def take(self, message: ChangesMessage) -> list[JournalRow]:
         """Return the rows of a message that are new, and move on past it."""
@@ -52,7 +55,23 @@ class Intake:
 
     def unseen(self, rows: Sequence[JournalRow]) -> list[JournalRow]:
         """Return the rows that have not been taken."""
-        return [row for row in rows if not self.position.includes(row.xid, row.id)]
+        return [row for row in rows if not self._includes(row)]
+
+    def heal(self, batch: Batch) -> list[JournalRow]:
+        """
+        Return the rows of a batch read from the journal after `position` that are new, and move on past it.
+
+        Parts of a backlog are remembered beside the position until the last one is there.  In its place they would
+        not do: what the position has taken of its own batch may lie behind a part that was missing, and would be
+        taken again when reading breaks off and begins anew.
+        """
+        rows = self.unseen(batch.rows)
+        if batch.last:
+            self.position = batch.position
+            self._parts = {}
+        else:
+            self._parts[batch.after] = batch.position
+        return rows
 
     def note(self, heartbeat: HeartbeatMessage) -> None:
         """Move on to a heartbeat with which this intake agrees, or up to which it was healed."""
@@ -64,6 +83,9 @@ class Intake:
     def healed(self, epoch: int, seq: int) -> None:
         """Count from this message on: what came before it was read from the journal."""
         self._number(epoch, seq)
+
+    def _includes(self, row: JournalRow) -> bool:
+        return any(part.includes(row.xid, row.id) for part in (self.position, *self._parts.values()))
 
     def _number(self, epoch: int, seq: int) -> None:
         self._seq = max(seq, self._seq) if epoch == self._epoch and self._seq is not None else seq
