@@ -61,6 +61,7 @@ class Executor:
         self._room = asyncio.Event()
         self._room.set()
         self._hops: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._used = threading.local()
 
     def submit(self, cohort: Cohort, change: Any) -> None:
@@ -84,7 +85,7 @@ class Executor:
 
     async def close(self) -> None:
         """End the threads; what is pending is dropped."""
-        self._ready.clear()
+        self._closed = True
         hops = list(self._hops)
         for hop in hops:
             hop.cancel()
@@ -106,7 +107,7 @@ class Executor:
             asyncio.get_running_loop().call_soon(self._start_hops)
 
     def _start_hops(self) -> None:
-        while self._ready and self._idle:
+        while self._ready and self._idle and not self._closed:
             share = min(HOP_COHORTS, -(-len(self._ready) // self._idle))
             cohorts = [self._ready.popleft() for _ in range(share)]
             self._idle -= 1
@@ -117,8 +118,10 @@ class Executor:
     async def _hop(self, cohorts: list[Cohort]) -> None:
         work = [(cohort, cohort.take(HOP_CHANGES)) for cohort in cohorts]
         done = 0
+        executed = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
         try:
-            outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
+            # Shielded: what a thread has begun comes back in any case, and coroutines that nobody awaits are closed.
+            outcomes = await asyncio.shield(executed)
             for (cohort, numbered), results in zip(work, outcomes, strict=True):
                 cohort.put_back(numbered[len(results) :])
                 done += len(results)
@@ -126,8 +129,9 @@ class Executor:
                 for (number, _), outcome in zip(numbered, results, strict=False):
                     payload = await _settled(outcome)
                     if payload is not None:
-                        cohort.deliver(number, payload)
+                        _deliver(cohort, number, payload)
         finally:
+            executed.add_done_callback(_close_coroutines)
             self._idle += 1
             self._count(-done)
             for cohort in cohorts:
@@ -144,7 +148,7 @@ class Executor:
             results: list[Outcome] = []
             outcomes.append(results)
             for _, change in numbered:
-                if time.monotonic() > deadline:
+                if self._closed or time.monotonic() > deadline:
                     break
                 results.append(_executed(cohort, change))
         return outcomes
@@ -158,13 +162,15 @@ class Executor:
 
     def _look_after_connections(self) -> None:
         now = time.monotonic()
-        idle_since = getattr(self._used, "at", None)
+        idle = now - getattr(self._used, "at", now) >= PING_AFTER
         self._used.at = now
-        if idle_since is None or now - idle_since < PING_AFTER:
-            return
         for connection in connections.all(initialized_only=True):
-            if connection.connection is not None and not connection.is_usable():
-                connection.close()
+            # Django looks at the second at the end of a request, which there is none of here.
+            suspect = idle or connection.errors_occurred
+            if suspect and connection.connection is not None:
+                connection.errors_occurred = False
+                if not connection.is_usable():
+                    connection.close()
 
 
 def _executed(cohort: Cohort, change: Any) -> Outcome:
@@ -177,6 +183,13 @@ def _executed(cohort: Cohort, change: Any) -> Outcome:
         return None
 
 
+def _deliver(cohort: Cohort, number: int, payload: str) -> None:
+    try:
+        cohort.deliver(number, payload)
+    except Exception:
+        logger.exception("a result could not be delivered")
+
+
 async def _settled(outcome: Outcome) -> str | None:
     if not inspect.isawaitable(outcome):
         return outcome
@@ -185,6 +198,16 @@ async def _settled(outcome: Outcome) -> str | None:
     except Exception:
         logger.exception("an asynchronous execution failed")
         return None
+
+
+def _close_coroutines(executed: asyncio.Future[list[list[Outcome]]]) -> None:
+    """Close what was not awaited, because its hop has ended before."""
+    if executed.cancelled() or executed.exception():
+        return
+    for results in executed.result():
+        for outcome in results:
+            if inspect.iscoroutine(outcome):
+                outcome.close()
 
 
 def _close_connections(barrier: threading.Barrier) -> None:
