@@ -137,8 +137,16 @@ def _values_of(
 
 def _value(field: Any, name: str, value: Any) -> Hashable:
     try:
-        converted: Hashable = field.to_python(value.pk if isinstance(value, Model) else value)
+        converted: Hashable = field.to_python(_key(field, value) if isinstance(value, Model) else value)
         hash(converted)
     except (ValidationError, TypeError, ValueError) as error:
         raise TopicError(f"{name}={value!r} is no value of {field.model._meta.label_lower}.{field.name}") from error
     return converted
+
+
+def _key(field: Any, instance: Model) -> Any:
+    """Return the key of an instance of the model that the field refers to.  Raises TypeError for another model."""
+    model = (field.related_model or field.model)._meta.concrete_model
+    if not issubclass(type(instance)._meta.concrete_model or type(instance), model):
+        raise TypeError(f"not an instance of {model.__name__}")
+    return instance.pk
