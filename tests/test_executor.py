@@ -1,0 +1,342 @@
+"""The executor: cohorts in worker threads, each in order."""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+
+from pgnotify_gql.hub import executor as executor_module
+from pgnotify_gql.hub.executor import HOP_CHANGES, Executor
+from pgnotify_gql.hub.operations import Cohort, Interest, Operation
+from tests.support.databases import Database
+from tests.support.feed import EVENT_TIMEOUT, Notebook, eventually
+
+
+@dataclass
+class Change:
+    """All that an executor knows of a change."""
+
+    number: int
+    kind: str = field(default="UPDATE", init=False)
+    model_label: str = field(default="one.model", init=False)
+
+
+class Receiver(Notebook):
+    """One cohort with one member."""
+
+    def __init__(self, execution: Callable[..., Any]) -> None:
+        super().__init__()
+        self.received: list[str] = []
+        self.cohort = Cohort(execution, ())
+        self.cohort.add(Operation(Interest(()), execution, self.deliver))
+
+    def __str__(self) -> str:
+        return f"{len(self.received)} results"
+
+    def deliver(self, payload: str) -> None:
+        self.received.append(payload)
+        self.noted()
+
+    async def has(self, count: int) -> None:
+        await self.until(lambda: len(self.received) >= count)
+
+
+def number(change: Any) -> str:
+    return str(change.number)
+
+
+def slowly(change: Any) -> str:
+    time.sleep(0.002)
+    return str(change.number)
+
+
+@pytest.fixture
+async def executor() -> AsyncIterator[Executor]:
+    executor = Executor(4)
+    yield executor
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await executor.close()
+
+
+async def test_results_leave_in_the_order_of_the_changes_however_long_each_takes(executor: Executor) -> None:
+    def execution(change: Any) -> str:
+        time.sleep(random.random() * 0.002)
+        return str(change.number)
+
+    receivers = [Receiver(execution) for _ in range(20)]
+    for change in range(30):
+        for receiver in receivers:
+            executor.submit(receiver.cohort, Change(change))
+        await asyncio.sleep(0)
+    for receiver in receivers:
+        await receiver.has(30)
+        assert receiver.received == [str(change) for change in range(30)]
+
+
+async def test_more_changes_than_a_hop_takes_are_executed_in_order(executor: Executor) -> None:
+    receiver = Receiver(number)
+    count = 5 * HOP_CHANGES + 3
+    for change in range(count):
+        executor.submit(receiver.cohort, Change(change))
+    await receiver.has(count)
+    assert receiver.received == [str(change) for change in range(count)]
+
+
+async def test_a_hop_whose_time_is_up_leaves_the_rest_to_the_next_in_order(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "HOP_TIME", 0.001)
+    receivers = [Receiver(number) for _ in range(3)]
+    slow = Receiver(slowly)
+    for change in range(20):
+        for receiver in (*receivers, slow):
+            executor.submit(receiver.cohort, Change(change))
+    for receiver in (*receivers, slow):
+        await receiver.has(20)
+        assert receiver.received == [str(change) for change in range(20)]
+
+
+async def test_cohorts_are_executed_in_different_threads_at_the_same_time(executor: Executor) -> None:
+    meeting = threading.Barrier(4)
+
+    def execution(change: Any) -> str:
+        meeting.wait(EVENT_TIMEOUT)
+        return threading.current_thread().name
+
+    receivers = [Receiver(execution) for _ in range(4)]
+    for receiver in receivers:
+        executor.submit(receiver.cohort, Change(1))
+    for receiver in receivers:
+        await receiver.has(1)
+    assert len({receiver.received[0] for receiver in receivers}) == 4
+
+
+async def test_none_is_not_delivered(executor: Executor) -> None:
+    receiver = Receiver(lambda change: str(change.number) if change.number % 2 else None)
+    for change in range(6):
+        executor.submit(receiver.cohort, Change(change))
+    await receiver.has(3)
+    assert receiver.received == ["1", "3", "5"]
+
+
+async def test_an_asynchronous_execution_is_awaited_on_the_event_loop_and_kept_in_order(executor: Executor) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def execution(change: Any) -> str:
+        assert asyncio.get_running_loop() is loop
+        await asyncio.sleep(0.003 if change.number == 0 else 0)
+        return str(change.number)
+
+    receiver = Receiver(execution)
+    for change in range(5):
+        executor.submit(receiver.cohort, Change(change))
+    await receiver.has(5)
+    assert receiver.received == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_execution_that_raises_hurts_nobody_else(
+    executor: Executor, caplog: pytest.LogCaptureFixture, asynchronous: bool
+) -> None:
+    def fails(change: Any) -> str:
+        raise RuntimeError("broken on purpose")
+
+    async def fails_later(change: Any) -> str:
+        raise RuntimeError("broken on purpose")
+
+    bad, good = Receiver(fails_later if asynchronous else fails), Receiver(number)
+    for change in range(3):
+        executor.submit(bad.cohort, Change(change))
+        executor.submit(good.cohort, Change(change))
+    await good.has(3)
+    assert good.received == ["0", "1", "2"]
+    await nothing_pending(executor)
+    assert "broken on purpose" in caplog.text
+
+
+async def test_a_subscriber_whose_delivery_raises_hurts_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    def deliver(payload: str) -> None:
+        raise RuntimeError("the socket is broken")
+
+    # One thread, so that both are in one hop.
+    executor, bad, good = Executor(1), Receiver(number), Receiver(number)
+    bad.cohort.members.clear()
+    bad.cohort.add(Operation(Interest(()), number, deliver))
+    for change in range(3):
+        executor.submit(bad.cohort, Change(change))
+        executor.submit(good.cohort, Change(change))
+    await good.has(3)
+    await nothing_pending(executor)
+    assert "the socket is broken" in caplog.text
+    await executor.close()
+
+
+async def nothing_pending(executor: Executor) -> None:
+    """Changes are counted off whatever became of them; otherwise the hub would wait for room for ever."""
+    await eventually(lambda: not executor._pending)
+
+
+async def test_there_is_no_room_while_too_much_is_pending(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "MOST_PENDING", 10)
+    open_ = threading.Event()
+
+    def execution(change: Any) -> str:
+        open_.wait(EVENT_TIMEOUT)
+        return str(change.number)
+
+    receiver = Receiver(execution)
+    for change in range(10):
+        await executor.room()
+        executor.submit(receiver.cohort, Change(change))
+    waiting = asyncio.create_task(executor.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    open_.set()
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await waiting
+    await receiver.has(10)
+
+
+async def test_nothing_is_executed_for_a_cohort_that_everybody_has_left(executor: Executor) -> None:
+    executed: list[Change] = []
+    gone, present = Receiver(executed.append), Receiver(number)
+    executor.submit(gone.cohort, Change(1))
+    gone.cohort.members.clear()
+    executor.submit(present.cohort, Change(1))
+    await present.has(1)
+    await nothing_pending(executor)
+    assert executed == []
+
+
+async def test_who_joins_a_cohort_late_gets_later_changes_only(executor: Executor) -> None:
+    receiver = Receiver(number)
+    late: list[str] = []
+    executor.submit(receiver.cohort, Change(1))
+    receiver.cohort.add(Operation(Interest(()), number, late.append))
+    executor.submit(receiver.cohort, Change(2))
+    await receiver.has(2)
+    assert receiver.received == ["1", "2"]
+    assert late == ["2"]
+
+
+async def test_closing_ends_threads_and_tasks_though_much_is_pending(caplog: pytest.LogCaptureFixture) -> None:
+    executor = Executor(3)
+    entered = threading.Event()
+
+    def execution(change: Any) -> str:
+        entered.set()
+        time.sleep(0.0005)
+        return ""
+
+    receivers = [Receiver(execution) for _ in range(10)]
+    for receiver in receivers:
+        for change in range(10 * HOP_CHANGES):
+            executor.submit(receiver.cohort, Change(change))
+    await asyncio.to_thread(entered.wait, EVENT_TIMEOUT)
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await executor.close()
+    await asyncio.sleep(0)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pgnotify_gql")]
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "pgnotify_gql hop"]
+    assert caplog.records == []
+
+
+async def test_closing_while_asynchronous_executions_wait_leaves_none_unawaited() -> None:
+    """An un-awaited coroutine would be a RuntimeWarning, which fails the test."""
+    executor = Executor(2)
+    started = asyncio.Event()
+
+    async def execution(change: Any) -> str:
+        started.set()
+        await asyncio.sleep(3600)
+        return ""
+
+    receiver = Receiver(execution)
+    for change in range(10):
+        executor.submit(receiver.cohort, Change(change))
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await started.wait()
+        await executor.close()
+    assert receiver.received == []
+
+
+async def test_closing_an_executor_that_never_ran_anything_is_quick() -> None:
+    executor = Executor(4)
+    async with asyncio.timeout(2):
+        await executor.close()
+
+
+async def test_what_is_run_returns_and_raises_like_a_call(executor: Executor) -> None:
+    assert await executor.run(int, "12", base=8) == 10
+    with pytest.raises(ValueError, match="invalid literal"):
+        await executor.run(int, "x")
+
+
+def count_users(change: Any) -> str:
+    return str(User.objects.count())
+
+
+def backend(change: Any) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_backend_pid()")
+        return str(cursor.fetchone()[0])
+
+
+def terminate(database: Database, pids: list[str]) -> None:
+    for pid in pids:
+        database.connect().execute("select pg_terminate_backend(%s, 10000)", [int(pid)])
+
+
+async def test_a_thread_keeps_its_connection(database: Database) -> None:
+    executor = Executor(1)
+    receiver = Receiver(backend)
+    for change in range(3):
+        executor.submit(receiver.cohort, Change(change))
+        await receiver.has(change + 1)
+    await executor.close()
+    assert len(set(receiver.received)) == 1
+
+
+async def test_closing_closes_the_connections_of_all_threads(database: Database) -> None:
+    executor = Executor(3)
+    meeting = threading.Barrier(3)
+    receivers = [Receiver(lambda change: (meeting.wait(EVENT_TIMEOUT), backend(change))[1]) for _ in range(3)]
+    for receiver in receivers:
+        executor.submit(receiver.cohort, Change(1))
+    for receiver in receivers:
+        await receiver.has(1)
+    await executor.close()
+    pids = [int(receiver.received[0]) for receiver in receivers]
+    assert len(set(pids)) == 3
+    sessions = "select from pg_stat_activity where pid = any(%s)"
+    await eventually(lambda: not database.connect().execute(sessions, [pids]).fetchall())
+
+
+@pytest.mark.parametrize("idle", [True, False])
+async def test_a_connection_that_was_lost_is_replaced(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, idle: bool
+) -> None:
+    """After a pause before it is used, and in a busy thread after the first execution that met it."""
+    monkeypatch.setattr(executor_module, "PING_AFTER", 0.0 if idle else 3600.0)
+    caplog.set_level(logging.CRITICAL, "pgnotify_gql")
+    executor = Executor(1)
+    pids, counts = Receiver(backend), Receiver(count_users)
+    executor.submit(pids.cohort, Change(1))
+    await pids.has(1)
+    terminate(database, pids.received)
+    if not idle:
+        executor.submit(counts.cohort, Change(1))
+        await nothing_pending(executor)
+    for change in range(3):
+        executor.submit(counts.cohort, Change(change))
+    await counts.has(3)
+    assert counts.received == ["0"] * 3
+    await executor.close()

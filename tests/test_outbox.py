@@ -1,0 +1,137 @@
+"""The outbox: what waits for one socket is bounded, and whoever puts something in never waits."""
+
+import asyncio
+
+import pytest
+
+from pgnotify_gql.hub.outbox import Outbox
+from tests.support.feed import EVENT_TIMEOUT, Notebook
+
+
+class Socket(Notebook):
+    """Keeps what is sent; while `blocked`, `send` does not return, as with a client that does not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+        self.entered = 0
+        self.overflows = 0
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def send(self, frame: str) -> None:
+        self.entered += 1
+        self.noted()
+        await self.open.wait()
+        self.sent.append(frame)
+        self.noted()
+
+    def overflowed(self) -> None:
+        self.overflows += 1
+
+
+@pytest.fixture
+async def socket() -> Socket:
+    return Socket()
+
+
+def outbox_of(socket: Socket, messages: int = 3, size: int = 100) -> Outbox:
+    return Outbox(socket.send, messages=messages, size=size, overflowed=socket.overflowed)
+
+
+async def finished(outbox: Outbox) -> None:
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await outbox.run()
+
+
+async def test_frames_leave_in_the_order_they_were_put_in(socket: Socket) -> None:
+    outbox = outbox_of(socket)
+    running = asyncio.create_task(outbox.run())
+    for frame in ("one", "two", "three"):
+        outbox.put(frame)
+    await socket.until(lambda: len(socket.sent) == 3)
+    outbox.put("four")
+    await socket.until(lambda: len(socket.sent) == 4)
+    outbox.close()
+    await running
+    assert socket.sent == ["one", "two", "three", "four"]
+    assert socket.overflows == 0
+
+
+async def test_closing_writes_what_is_queued_and_takes_nothing_more(socket: Socket) -> None:
+    outbox = outbox_of(socket)
+    outbox.put("one")
+    outbox.put("two")
+    outbox.close()
+    outbox.put("late")
+    await finished(outbox)
+    assert socket.sent == ["one", "two"]
+
+
+async def test_an_empty_outbox_that_is_closed_ends(socket: Socket) -> None:
+    outbox = outbox_of(socket)
+    running = asyncio.create_task(outbox.run())
+    await asyncio.sleep(0)
+    outbox.close()
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await running
+
+
+@pytest.mark.parametrize(
+    ("frames", "fits"),
+    [
+        (["x"] * 3, True),
+        (["x"] * 4, False),
+        (["x" * 50, "x" * 50], True),
+        (["x" * 50, "x" * 51], False),
+        (["x" * 1000], True),
+        (["x" * 1000, "x"], False),
+        (["x", "x" * 1000], False),
+    ],
+    ids=["messages", "a message more", "bytes", "a byte more", "one large", "large, then any", "any, then large"],
+)
+async def test_limits_hold_in_messages_and_in_bytes(socket: Socket, frames: list[str], fits: bool) -> None:
+    outbox = outbox_of(socket)
+    for frame in frames:
+        outbox.put(frame)
+    assert socket.overflows == (not fits)
+    outbox.close()
+    await finished(outbox)
+    assert socket.sent == (frames if fits else [])
+
+
+async def test_a_slow_client_overflows_once_and_what_waited_is_forgotten(socket: Socket) -> None:
+    outbox = outbox_of(socket)
+    running = asyncio.create_task(outbox.run())
+    socket.open.clear()
+    outbox.put("stuck")
+    await socket.until(lambda: socket.entered == 1)
+    for number in range(10):
+        outbox.put(str(number))
+    assert socket.overflows == 1
+    assert not outbox._frames
+    socket.open.set()
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await running
+    assert socket.sent == ["stuck"]
+
+
+async def test_room_is_made_by_writing(socket: Socket) -> None:
+    outbox = outbox_of(socket)
+    running = asyncio.create_task(outbox.run())
+    for number in range(50):
+        outbox.put("x" * 60)
+        await socket.until(lambda number=number: len(socket.sent) == number + 1)  # type: ignore[misc]
+    assert socket.overflows == 0
+    outbox.close()
+    await running
+
+
+async def test_what_the_socket_raises_ends_the_writing() -> None:
+    async def send(frame: str) -> None:
+        raise ConnectionResetError(frame)
+
+    outbox = Outbox(send, messages=3, size=100, overflowed=lambda: None)
+    outbox.put("one")
+    with pytest.raises(ConnectionResetError):
+        await finished(outbox)
