@@ -31,6 +31,15 @@ class CloseCode(IntEnum):
     INTERNAL_SERVER_ERROR = 4500
 
 
+PRIVATE_CODES = {
+    CloseCode.GOING_AWAY: 4001,
+    CloseCode.MESSAGE_TOO_BIG: int(CloseCode.BAD_REQUEST),
+    CloseCode.SERVICE_RESTART: 4012,
+    CloseCode.TRY_AGAIN_LATER: 4013,
+}
+"""For servers that send none of these.  Clients retry as with the code itself: 4001, 4012 and 4013 yes, 4400 never."""
+
+
 def reason(text: str) -> str:
     """Return a reason that fits into a close frame; half a surrogate pair, which UTF-8 cannot have, becomes a ``?``."""
     return text.encode(errors="replace")[:REASON_BYTES].decode(errors="ignore")

@@ -26,7 +26,7 @@ from ..errors import ConfigurationError
 from ..hub import open_hub
 from ..hub.hub import Hub
 from ..hub.outbox import Outbox
-from .close_codes import CloseCode, reason
+from .close_codes import PRIVATE_CODES, CloseCode, reason
 from .context import OperationRequest
 from .documents import Documents
 from .engine import GraphqlEngine
@@ -93,17 +93,17 @@ class GraphqlSubscriptionConsumer:
         await send({"type": "websocket.accept", "subprotocol": protocol.subprotocol if protocol else None})
         if protocol is None:
             # Accepted first: a browser shows the code of a close, not of a refused handshake.
-            await send(_close(CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, "Subprotocol not acceptable"))
+            await _close(send, CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, "Subprotocol not acceptable")
             return
         async with AsyncExitStack() as held:
             try:
                 hub = await held.enter_async_context(open_hub())
             except ConfigurationError as error:
                 logger.error("sockets cannot be served: %s", error)
-                await send(_close(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error"))
+                await _close(send, CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
             except Exception as error:
                 logger.error("sockets cannot be served while the channel layer fails: %r", error)
-                await send(_close(CloseCode.TRY_AGAIN_LATER, "Try again later"))
+                await _close(send, CloseCode.TRY_AGAIN_LATER, "Try again later")
             else:
                 await self._serve(protocol, hub, receive, send)
 
@@ -156,7 +156,7 @@ class _Socket:
         self._send = send
         self._overflow = overflowed
         self._outbox = Outbox(self._write, messages=messages, size=size, overflowed=self._overflowed)
-        self._closing: dict[str, Any] | None = None
+        self._closing: tuple[CloseCode, str] | None = None
         self._writing: asyncio.Task[None] | None = None
 
     def send(self, frame: str) -> None:
@@ -164,7 +164,7 @@ class _Socket:
 
     def close(self, code: CloseCode, text: str) -> None:
         if self._closing is None:
-            self._closing = _close(code, text)
+            self._closing = code, text
             self._outbox.close()
 
     async def run(self) -> None:
@@ -176,7 +176,7 @@ class _Socket:
                 logger.debug("a socket could not be written to: %r", error)
                 return
             if self._closing is not None:
-                await self._send(self._closing)
+                await _close(self._send, *self._closing)
         finally:
             self._writing.cancel()
 
@@ -205,5 +205,12 @@ def _pass_on(event: Mapping[str, Any], connection: Connection, most: int) -> Non
         connection.received(text)
 
 
-def _close(code: CloseCode, text: str) -> dict[str, Any]:
-    return {"type": "websocket.close", "code": int(code), "reason": reason(text)}
+async def _close(send: Send, code: CloseCode, text: str) -> None:
+    close = {"type": "websocket.close", "code": int(code), "reason": reason(text)}
+    try:
+        await send(close)
+    except Exception:
+        # Daphne sends 1000 and private codes only, and leaves the socket open after any other.
+        if code not in PRIVATE_CODES:
+            raise
+        await send(close | {"code": PRIVATE_CODES[code]})
