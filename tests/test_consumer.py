@@ -20,6 +20,7 @@ from django.test import override_settings
 from pgnotify_gql.errors import ConfigurationError
 from pgnotify_gql.hub import current_hub, process
 from pgnotify_gql.transport import GraphqlSubscriptionConsumer
+from pgnotify_gql.transport.close_codes import PRIVATE_CODES, CloseCode
 from tests.support.sockets import (
     WAIT,
     Application,
@@ -435,6 +436,30 @@ class TestAClientThatDoesNotRead:
             for _ in range(1_000):
                 socket.send("ping")
             assert (await socket.closed()).code == 1013
+
+
+@pytest.mark.parametrize("code", [1001, 1009, 1012, 1013])
+def test_a_code_that_some_servers_cannot_send_has_a_private_one_on_which_clients_act_alike(code: int) -> None:
+    never_retried = {4004, 4005, 4400, 4401, 4406, 4409, 4429, 4500}
+    assert (PRIVATE_CODES[CloseCode(code)] in never_retried) is (code == CloseCode.MESSAGE_TOO_BIG)
+
+
+async def test_a_server_that_sends_private_codes_only_is_given_one(application: Application) -> None:
+    def as_daphne(application: Application) -> Application:
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            async def send_private(event: dict[str, Any]) -> None:
+                if event["type"] == "websocket.close" and event["code"] != 1000 and event["code"] < 3000:
+                    raise RuntimeError("invalid close code")
+                await send(event)
+
+            await application(scope, receive, send_private)
+
+        return wrapped
+
+    async with open_socket(as_daphne(application)) as socket:
+        socket.text("x" * 1_000_001)
+        closed = await socket.closed()
+        assert (closed.code, closed.reason) == (4400, "Messages may have 1000000 bytes")
 
 
 class Asynchronous(GraphqlSubscriptionConsumer):
