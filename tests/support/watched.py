@@ -13,6 +13,7 @@ from typing import Any, Literal
 import psycopg
 from django.apps.registry import Apps
 from django.db import connection, models
+from django.db.models.fields.composite import CompositePrimaryKey
 
 from pgnotify_gql.capture.catalog import Status
 from pgnotify_gql.capture.installer import execute, plan_install
@@ -50,6 +51,25 @@ ITEM_SQL = """
         note text
     )
 """
+
+
+class Line(models.Model):
+    """With a composite key."""
+
+    pk = CompositePrimaryKey("order", "position")
+    order: models.Field[Any, Any] = models.IntegerField()
+    position: models.Field[Any, Any] = models.TextField()
+    amount: models.Field[Any, Any] = models.IntegerField()
+
+    class Meta:
+        app_label = "stock"
+        db_table = "line"
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+LINE_SQL = 'create table line ("order" int, position text, amount int, primary key ("order", position))'
 
 
 def make_model(name: str, table: str, /, **fields: models.Field[Any, Any]) -> type[models.Model]:
