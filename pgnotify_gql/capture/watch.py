@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from django.core.exceptions import FieldDoesNotExist
+from django.db import router
 from django.db.models import Field, Model
 
 from ..errors import WatchError
@@ -98,8 +99,13 @@ class Watch:
         return {field.name: decode(field, image[column]) for field, column in self._columns if column in image}
 
     def fetch(self, pk: Any) -> Model | None:
-        """Return the row as it is now, or None when it is gone.  Asks the database."""
-        return self.model._base_manager.filter(pk=pk).first()
+        """
+        Return the row as it is now, or None when it is gone.  Asks the database it is written to.
+
+        A replica may not have it yet.
+        """
+        manager = self.model._base_manager.using(router.db_for_write(self.model))
+        return next(iter(manager.filter(pk=pk)), None)
 
     def _field(self, name: str) -> Field[Any, Any]:
         try:

@@ -300,13 +300,20 @@ class _Term:
         async with aclosing(read_new(self._connection, self._cursor)) as batches:
             async for batch in batches:
                 if batch.rows:
-                    found = self._relayed = True
+                    found = True
+                    self._note_relayed()
                     await self._sink.relay(batch)
                 if batch.last:
                     self._cursor = batch.after
                 elif self._stopping.is_set():
                     break
         return found
+
+    def _note_relayed(self) -> None:
+        # The interval begins with the first batch: a store right behind it would compete with what it sets off.
+        if not self._relayed:
+            self._relayed = True
+            self._stored_at = self._clock()
 
     async def _keep_books(self) -> None:
         now = self._clock()

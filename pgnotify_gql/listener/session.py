@@ -95,5 +95,12 @@ def _session_settings(session_timeout: float) -> dict[str, str]:
         "lock_timeout": "0",
         # The stored cursor may be lost in a crash: what was relayed twice is dropped by the hubs.
         "synchronous_commit": "off",
+        # Reading what is new is a probe of the index whatever the journal's size, but the planner believes a slot that
+        # was just filled, or emptied, to be small until it is analyzed: 20 ms instead of 0.3 with 400,000 rows.
+        "enable_seqscan": "off",
+        "enable_bitmapscan": "off",
+        "max_parallel_workers_per_gather": "0",
+        "jit": "off",
+        "plan_cache_mode": "force_generic_plan",
         "timezone": "UTC",
     }
