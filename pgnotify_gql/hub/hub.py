@@ -19,7 +19,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
 import psycopg
@@ -219,8 +219,9 @@ class Hub:
 
     async def _read_missed(self, intake: Intake) -> None:
         try:
-            async for batch in self._reader.missed(intake.position, intake.label):
-                await self._dispatch(intake.heal(batch))
+            async with aclosing(self._reader.missed(intake.position, intake.label)) as batches:
+                async for batch in batches:
+                    await self._dispatch(intake.heal(batch))
         except CursorTooOldError as error:
             logger.error("%s: a gap could not be healed: %s", intake.label, error)
             self._resync(intake.label, str(error))

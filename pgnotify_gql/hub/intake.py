@@ -45,8 +45,9 @@ class Intake:
     def take(self, message: ChangesMessage) -> list[JournalRow]:
         """Return the rows of a message that are new, and move on past it."""
         before, after = Snapshot.parse(message["before"]), Snapshot.parse(message["after"])
-        self._number(message["epoch"], message["seq"])
+        # Read before it is counted: a message that cannot be read is a gap.
         rows = self.unseen(journal_rows(message))
+        self._number(message["epoch"], message["seq"])
         if rows:
             # What was healed reaches further than the batch's beginning; forgetting it would take it twice.
             base = self.position.before if self.position.before.covers(before) else before

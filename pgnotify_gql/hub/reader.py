@@ -6,9 +6,10 @@ Used for what is rare: the cursor when a model is joined, and healing.  A databa
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import psycopg
@@ -32,6 +33,7 @@ class HubReader:
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
         self._connect = connect
         self._connection: Connection | None = None
+        self._opening = asyncio.Lock()
 
     async def current(self) -> Snapshot:
         """Return the cursor from which only later changes are new; waits for the database."""
@@ -40,7 +42,7 @@ class HubReader:
                 return await self._asking(current_snapshot)
         raise AssertionError("tried until it works")
 
-    async def missed(self, position: Position, label: str) -> AsyncIterator[Batch]:
+    async def missed(self, position: Position, label: str) -> AsyncGenerator[Batch, None]:
         """
         Yield what a model has after a position.
 
@@ -48,8 +50,9 @@ class HubReader:
         """
         connection = await self._opened()
         try:
-            async for batch in read_missed(connection, position, label):
-                yield batch
+            async with aclosing(read_missed(connection, position, label)) as batches:
+                async for batch in batches:
+                    yield batch
         except psycopg.Error:
             await self.close()
             raise
@@ -76,6 +79,8 @@ class HubReader:
             raise
 
     async def _opened(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = await self._connect()
-        return self._connection
+        # Somebody may join while somebody else heals: one connection for both.
+        async with self._opening:
+            if self._connection is None or self._connection.closed:
+                self._connection = await self._connect()
+            return self._connection
