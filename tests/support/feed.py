@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from copy import copy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -121,6 +122,14 @@ class Room:
             " is_active, date_joined) values ('ann', '', false, '', '', '', false, true, now()) returning id"
         )
         self.conversation = self._new("insert into conversations_conversation (title) values ('room') returning id")
+
+    def next_door(self) -> "Room":
+        """Another conversation of the same author."""
+        another = copy(self)
+        another.conversation = self._new(
+            "insert into conversations_conversation (title) values ('next door') returning id"
+        )
+        return another
 
     def say(self, *texts: str, connection: psycopg.Connection | None = None) -> list[int]:
         """Write messages, a statement each; return their keys."""
