@@ -69,6 +69,9 @@ class Settings:
     MAX_MESSAGE_BYTES: int = 1_000_000
     """The largest message a client may send."""
 
+    MAX_QUERY_TOKENS: int = 5_000
+    """Words and signs in the largest document a client may send; GraphiQL's introspection has about 300."""
+
     MAX_OPERATIONS: int = 100
     """Operations at the same time on one socket."""
 

@@ -399,7 +399,6 @@ class TestAClientThatDoesNotRead:
             message = await socket.receive()
             assert len(message["payload"]["data"]["large"]) == 10_000
 
-    @pytest.mark.xfail(strict=True, reason="the outbox counts the large result against the complete behind it")
     @override_settings(PGNOTIFY_GQL={"OUTBOX_BYTES": 5_000})
     async def test_is_sent_the_result_of_a_query_that_alone_is_above_the_limit(self, application: Application) -> None:
         async with open_socket(application) as socket:

@@ -83,12 +83,22 @@ async def test_an_empty_outbox_that_is_closed_ends(socket: Socket) -> None:
         (["x"] * 3, True),
         (["x"] * 4, False),
         (["x" * 50, "x" * 50], True),
-        (["x" * 50, "x" * 51], False),
+        (["x", "x" * 50, "x" * 51], False),
         (["x" * 1000], True),
-        (["x" * 1000, "x"], False),
+        (["x" * 1000, "x"], True),
+        (["x" * 1000, "x" * 100, "x"], False),
         (["x", "x" * 1000], False),
     ],
-    ids=["messages", "a message more", "bytes", "a byte more", "one large", "large, then any", "any, then large"],
+    ids=[
+        "messages",
+        "a message more",
+        "bytes",
+        "a byte more",
+        "one large",
+        "any behind a large",
+        "much behind a large",
+        "any, then large",
+    ],
 )
 async def test_limits_hold_in_messages_and_in_bytes(socket: Socket, frames: list[str], fits: bool) -> None:
     outbox = outbox_of(socket)
@@ -135,3 +145,56 @@ async def test_what_the_socket_raises_ends_the_writing() -> None:
     outbox.put("one")
     with pytest.raises(ConnectionResetError):
         await finished(outbox)
+
+
+PING = "ping!"
+
+
+def asking(socket: Socket) -> Outbox:
+    return Outbox(socket.send, messages=10, size=100, overflowed=socket.overflowed, ping=PING)
+
+
+async def test_a_client_that_does_not_answer_a_ping_is_not_written_to_any_more(socket: Socket) -> None:
+    """As on Daphne, whose send returns at once and keeps everything in memory."""
+    outbox = asking(socket)
+    running = asyncio.create_task(outbox.run())
+    for _ in range(4):
+        outbox.put("x" * 30)
+    await socket.until(lambda: len(socket.sent) == 4)
+    assert socket.sent == ["x" * 30, PING, "x" * 30, "x" * 30]
+    for _ in range(4):
+        outbox.put("x" * 30)
+    assert socket.overflows == 1
+    running.cancel()
+
+
+async def test_writing_goes_on_when_the_client_answers(socket: Socket) -> None:
+    outbox = asking(socket)
+    running = asyncio.create_task(outbox.run())
+    frames = [str(number) * 30 for number in range(8)]
+    for frame in frames:
+        outbox.put(frame)
+        outbox.answered()
+        await socket.until(lambda frame=frame: frame in socket.sent)  # type: ignore[misc]
+    assert [frame for frame in socket.sent if frame != PING] == frames
+    assert socket.sent.count(PING) > 1
+    assert socket.overflows == 0
+    outbox.close()
+    await running
+
+
+async def test_pongs_answer_pings_in_order_and_one_too_many_is_harmless(socket: Socket) -> None:
+    """A pong for a keep-alive says nothing of what was written after that."""
+    outbox = asking(socket)
+    outbox.answered()
+    running = asyncio.create_task(outbox.run())
+    for frame in (PING, "x" * 60):
+        outbox.put(frame)
+    await socket.until(lambda: socket.sent == [PING, "x" * 60])
+    outbox.answered()
+    outbox.put("y" * 60)
+    await socket.until(lambda: socket.sent[2:] == [PING])
+    outbox.answered()
+    await socket.until(lambda: "y" * 60 in socket.sent)
+    outbox.close()
+    await running

@@ -1,9 +1,12 @@
 """
 The outbox: what waits to be written to one socket, bounded in messages and in bytes.
 
-Whoever puts something in never waits.  One task writes, and sends all that is there in one turn.  Uvicorn's ``send``
-waits for the client and so fills the outbox of a slow one; an outbox that overflows says so once and takes nothing
-more.
+Whoever puts something in never waits.  One task writes, and sends all that is there in one turn.
+
+Servers differ: Uvicorn's ``send`` waits for the client, so that a slow one's frames stay here; Daphne's does not, and
+would keep them in a buffer without a limit.  So what was written since the last answered ping is counted as well, where
+a ping is known: a client that does not answer is not written to any more, and its frames stay here too.  An outbox that
+overflows says so once and takes nothing more.
 """
 
 from __future__ import annotations
@@ -14,7 +17,11 @@ from collections.abc import Awaitable, Callable
 
 
 class Outbox:
-    """`send` writes one frame; `overflowed` is called once, when a limit is passed."""
+    """
+    `send` writes one frame; `overflowed` is called once, when a limit is passed.
+
+    `ping` is the frame that asks the client for an answer; without one, what the server buffers is not bounded here.
+    """
 
     def __init__(
         self,
@@ -23,29 +30,41 @@ class Outbox:
         messages: int,
         size: int,
         overflowed: Callable[[], None],
+        ping: str | None = None,
     ) -> None:
         self._send = send
         self._messages = messages
         self._size = size
         self._overflowed = overflowed
+        self._ping = ping
         self._frames: deque[str] = deque()
-        self._bytes = 0
+        self._waiting = 0
+        self._written = self._answered = 0
+        self._asked: deque[int] = deque()
         self._filled = asyncio.Event()
+        self._heard = asyncio.Event()
         self._closed = False
 
     def put(self, frame: str) -> None:
         """Queue a frame; dropped once the outbox has overflowed or is closed."""
         if self._closed:
             return
-        # A single frame above the limit is sent when nothing else waits: it could not be sent otherwise at all.
-        if len(self._frames) >= self._messages or (self._frames and self._bytes + len(frame) > self._size):
+        # The first frame does not count: above the limit by itself, it could not be sent at all otherwise.
+        behind_first = self._waiting - len(self._frames[0]) if self._frames else -len(frame)
+        if len(self._frames) >= self._messages or behind_first + len(frame) > self._size:
             self.close()
             self._frames.clear()
             self._overflowed()
             return
         self._frames.append(frame)
-        self._bytes += len(frame)
+        self._waiting += len(frame)
         self._filled.set()
+
+    def answered(self) -> None:
+        """Note a pong: the client has read all that was written before the oldest ping without an answer."""
+        if self._asked:
+            self._answered = self._asked.popleft()
+            self._heard.set()
 
     def close(self) -> None:
         """Take nothing more; what is queued is still written."""
@@ -58,8 +77,33 @@ class Outbox:
             await self._filled.wait()
             self._filled.clear()
             while self._frames:
-                frame = self._frames.popleft()
-                self._bytes -= len(frame)
-                await self._send(frame)
+                await self._write_next()
             if self._closed:
                 return
+
+    async def _write_next(self) -> None:
+        await self._until_read()
+        frame = self._frames.popleft()
+        self._waiting -= len(frame)
+        await self._write(frame)
+        # Asked well before the limit, so that a client that does read is never waited for.
+        if self._ping is not None and not self._asked and self._unread > self._size // 4:
+            await self._write(self._ping)
+
+    async def _until_read(self) -> None:
+        while self._ping is not None and self._unread and self._unread + len(self._frames[0]) > self._size:
+            if not self._asked:
+                await self._write(self._ping)
+            self._heard.clear()
+            await self._heard.wait()
+
+    async def _write(self, frame: str) -> None:
+        self._written += len(frame)
+        if frame == self._ping:
+            # Every ping has its pong, in order: also those that only keep the connection alive.
+            self._asked.append(self._written)
+        await self._send(frame)
+
+    @property
+    def _unread(self) -> int:
+        return self._written - self._answered

@@ -21,7 +21,7 @@ from typing import Any
 
 from graphql import GraphQLSchema
 
-from ..conf import get_settings
+from ..conf import Settings, get_settings
 from ..errors import ConfigurationError
 from ..hub import open_hub
 from ..hub.hub import Hub
@@ -65,7 +65,7 @@ class GraphqlSubscriptionConsumer:
         graphql_schema = getattr(schema, "graphql_schema", schema)
         if not isinstance(graphql_schema, GraphQLSchema):
             raise ConfigurationError(f"{cls.__name__}.as_asgi(schema=...) takes a graphene.Schema, not {schema!r}")
-        documents = Documents(graphql_schema)
+        documents = Documents(graphql_schema, most_tokens=get_settings().MAX_QUERY_TOKENS)
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             await cls(graphql_schema, documents)(scope, receive, send)
@@ -113,7 +113,7 @@ class GraphqlSubscriptionConsumer:
         def overflowed() -> None:
             connection.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
 
-        socket = _Socket(send, messages=settings.OUTBOX_MESSAGES, size=settings.OUTBOX_BYTES, overflowed=overflowed)
+        socket = _Socket(send, settings, overflowed, protocol.ping)
         hooks = _Hooks(self, hub)
         engine = GraphqlEngine(self._schema, self._documents, hub, hooks.context)
         limits = Limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS)
@@ -152,15 +152,24 @@ class _Hooks:
 class _Socket:
     """An ASGI socket behind an outbox; implements ``protocol.Socket``.  `overflowed` must close it."""
 
-    def __init__(self, send: Send, *, messages: int, size: int, overflowed: Callable[[], None]) -> None:
+    def __init__(self, send: Send, settings: Settings, overflowed: Callable[[], None], ping: str | None) -> None:
         self._send = send
         self._overflow = overflowed
-        self._outbox = Outbox(self._write, messages=messages, size=size, overflowed=self._overflowed)
+        self._outbox = Outbox(
+            self._write,
+            messages=settings.OUTBOX_MESSAGES,
+            size=settings.OUTBOX_BYTES,
+            overflowed=self._overflowed,
+            ping=ping,
+        )
         self._closing: tuple[CloseCode, str] | None = None
         self._writing: asyncio.Task[None] | None = None
 
     def send(self, frame: str) -> None:
         self._outbox.put(frame)
+
+    def answered(self) -> None:
+        self._outbox.answered()
 
     def close(self, code: CloseCode, text: str) -> None:
         if self._closing is None:

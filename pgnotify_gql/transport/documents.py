@@ -31,8 +31,11 @@ class Document:
 class Documents:
     """The documents of one schema."""
 
-    def __init__(self, schema: GraphQLSchema, *, altogether: int = REMEMBERED_ALTOGETHER) -> None:
+    def __init__(
+        self, schema: GraphQLSchema, *, altogether: int = REMEMBERED_ALTOGETHER, most_tokens: int | None = None
+    ) -> None:
         self._schema = schema
+        self._most_tokens = most_tokens
         self._altogether = altogether
         self._characters = 0
         self._known: OrderedDict[str, Document] = OrderedDict()
@@ -57,7 +60,7 @@ class Documents:
 
     def _read(self, query: str) -> Document:
         try:
-            node = parse(query)
+            node = parse(query, max_tokens=self._most_tokens)
             return Document(node, validate(self._schema, node))
         except GraphQLError as error:
             return Document(None, [error])

@@ -26,6 +26,7 @@ from graphql import (
     get_operation_ast,
 )
 
+from ..errors import PgnotifyGqlError
 from ..hub import Audience, Event, Interest, Operation
 from ..hub.hub import Hub
 from ..journal.change import Change
@@ -160,6 +161,7 @@ def _shares(audience: Audience, context: OperationRequest) -> bool:
 
 
 def _encode(result: ExecutionResult) -> str:
+    _log(result.errors or ())
     try:
         return json.dumps(result.formatted, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -177,10 +179,18 @@ async def _settled(outcome: str | Awaitable[str]) -> str:
 
 
 def _request_error(errors: Sequence[GraphQLError]) -> RequestError:
-    for error in errors:
-        if error.original_error is not None and not isinstance(error.original_error, GraphQLError):
-            logger.error("a subscription could not be started", exc_info=error.original_error)
+    _log(errors)
     return RequestError([error.formatted for error in errors])
+
+
+def _log(errors: Sequence[GraphQLError]) -> None:
+    # What a resolver raised on purpose is for the client; a topic's column or value may come from the client as well.
+    for error in errors:
+        cause = error.original_error
+        if isinstance(cause, PgnotifyGqlError):
+            logger.warning("%s could not be resolved: %s", error.path, cause)
+        elif cause is not None and not isinstance(cause, GraphQLError):
+            logger.error("%s could not be resolved", error.path, exc_info=cause)
 
 
 def _no_operation(request: Request) -> str:

@@ -19,6 +19,7 @@ class GraphqlTransportWs(Connection):
     """One method for each message; guards in the order of the specification."""
 
     subprotocol = "graphql-transport-ws"
+    ping = frames.message("ping")
 
     def handle(self, frame: Frame) -> None:
         handlers = {
@@ -43,7 +44,7 @@ class GraphqlTransportWs(Connection):
         self.close(code, complaint)
 
     def keep_alive(self) -> None:
-        self._socket.send(frames.message("ping"))
+        self._socket.send(self.ping)
 
     def send_result(self, operation_id: str, payload: str) -> None:
         self._socket.send(frames.result_message("next", operation_id, payload))
@@ -66,6 +67,7 @@ class GraphqlTransportWs(Connection):
 
     def _pong(self, frame: Frame) -> None:
         frame.payload()
+        self._socket.answered()
 
     def _subscribe(self, frame: Frame) -> None:
         operation_id, request = frame.id(), frame.request()

@@ -26,9 +26,12 @@ logger = logging.getLogger("pgnotify_gql.transport")
 
 
 class Socket(Protocol):
-    """Where frames go; neither method waits."""
+    """Where frames go; no method waits."""
 
     def send(self, frame: str) -> None: ...
+
+    def answered(self) -> None:
+        """Note that the client answered a ping."""
 
     def close(self, code: CloseCode, reason: str) -> None:
         """Close behind the frames that were sent before; only the first close counts."""
@@ -73,6 +76,8 @@ class Connection(ABC):
     """One socket in one subprotocol."""
 
     subprotocol: ClassVar[str]
+    ping: ClassVar[str | None] = None
+    """The frame that a client must answer, if the subprotocol has one."""
 
     def __init__(self, socket: Socket, engine: Engine, hooks: Hooks, limits: Limits) -> None:
         self._socket = socket

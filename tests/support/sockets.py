@@ -38,6 +38,7 @@ class FakeSocket:
         self.texts: list[str] = []
         self.closes: list[tuple[CloseCode, str]] = []
         self.sent_after_close: list[str] = []
+        self.answers = 0
         self._changed = asyncio.Event()
 
     def send(self, frame: str) -> None:
@@ -47,6 +48,9 @@ class FakeSocket:
             self.texts.append(frame)
             self.frames.append(json.loads(frame, parse_constant=_not_json))
         self._changed.set()
+
+    def answered(self) -> None:
+        self.answers += 1
 
     def close(self, code: CloseCode, reason: str) -> None:
         self.closes.append((code, reason))
@@ -187,6 +191,7 @@ class AsgiSocket:
         self.reads.set()
         self.waiting = asyncio.Event()
         """Set once a send of the application waits for the client."""
+        self.answers_pings = True
         self._to_application.put_nowait({"type": "websocket.connect"})
         self.task = asyncio.create_task(self._run(application, scope), name="test application")
         self.subprotocol: str | None = None
@@ -219,12 +224,16 @@ class AsgiSocket:
         self.subprotocol = event.get("subprotocol")
 
     async def receive(self) -> dict[str, Any]:
-        """Return the next message.  Raises ClosedError."""
-        event = await self.event()
-        if event["type"] == "websocket.close":
-            raise ClosedError(event["code"], event.get("reason", ""))
-        message: dict[str, Any] = json.loads(event["text"])
-        return message
+        """Return the next message but for pings, which are answered.  Raises ClosedError."""
+        while True:
+            event = await self.event()
+            if event["type"] == "websocket.close":
+                raise ClosedError(event["code"], event.get("reason", ""))
+            message: dict[str, Any] = json.loads(event["text"])
+            if message["type"] != "ping":
+                return message
+            if self.answers_pings:
+                self.send("pong")
 
     async def closed(self) -> ClosedError:
         """Read to the close, whatever comes before."""
