@@ -81,6 +81,28 @@ async def test_results_leave_in_the_order_of_the_changes_however_long_each_takes
         assert receiver.received == [str(change) for change in range(30)]
 
 
+async def test_a_change_waits_for_the_one_before_it_though_threads_are_free(executor: Executor) -> None:
+    entered, open_ = threading.Event(), threading.Event()
+
+    def execution(change: Any) -> str:
+        if change.number == 0:
+            entered.set()
+            open_.wait(EVENT_TIMEOUT)
+        return str(change.number)
+
+    slow, other = Receiver(execution), Receiver(number)
+    executor.submit(slow.cohort, Change(0))
+    await asyncio.to_thread(entered.wait, EVENT_TIMEOUT)
+    for change in range(1, 4):
+        executor.submit(slow.cohort, Change(change))
+        executor.submit(other.cohort, Change(change))
+        await other.has(change)
+    assert slow.received == []
+    open_.set()
+    await slow.has(4)
+    assert slow.received == ["0", "1", "2", "3"]
+
+
 async def test_more_changes_than_a_hop_takes_are_executed_in_order(executor: Executor) -> None:
     receiver = Receiver(number)
     count = 5 * HOP_CHANGES + 3
