@@ -36,14 +36,15 @@ create table pgnotify_gql.journal_2 partition of pgnotify_gql.journal for values
 
 create index journal_xid_id on pgnotify_gql.journal (xid, id);
 
--- One row.  relayed: the cursor up to which changes went to the channel layer.  emptied_xid, emptied: the newest
+-- One row.  relayed: the cursor up to which changes went to the channel layer, stored at relayed_at (-infinity when no
+-- leader holds it).  emptied_xid, emptied: the newest
 -- transaction whose rows were removed, and the snapshot at that time; a cursor that could miss it is too old.
 create table pgnotify_gql.journal_state (
     one boolean primary key default true check (one),
     journal_id uuid not null default pg_catalog.gen_random_uuid(),
     epoch bigint not null default 0,
     relayed pg_snapshot not null default pg_catalog.pg_current_snapshot(),
-    relayed_at timestamptz not null default pg_catalog.clock_timestamp(),
+    relayed_at timestamptz not null default '-infinity',
     rotated_at timestamptz not null default pg_catalog.clock_timestamp(),
     emptied_xid xid8 not null default '0',
     emptied pg_snapshot not null default pg_catalog.pg_current_snapshot()

@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import AsyncGenerator
 from functools import partial
 
 import pytest
 
 from pgnotify_gql import names
-from pgnotify_gql.journal.reader import Batch, Connection
+from pgnotify_gql.journal.reader import Batch, Connection, read_new
 from pgnotify_gql.journal.snapshot import Snapshot
-from pgnotify_gql.journal.state import LeadershipLostError, begin_epoch, store_relayed
+from pgnotify_gql.journal.state import LeadershipLostError, begin_epoch, resign, store_relayed
 from pgnotify_gql.listener import Listener, Timing
 from pgnotify_gql.listener import listener as listener_module
 from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, try_to_lead
@@ -40,13 +42,17 @@ def standby(database: Database, recorder: Recorder, timing: Timing = RARELY) -> 
     return Listener(opener(database.conninfo, 0, "test standby"), recorder, timing=timing)
 
 
+async def tried(connection: Connection, *, direct: bool = True, lease: float = 60) -> tuple[int, Snapshot] | None:
+    return await try_to_lead(connection, direct=direct, lease=lease)
+
+
 async def test_one_session_at_a_time_leads(database: Database) -> None:
     async with opened(database.conninfo) as one, opened(database.conninfo) as two:
-        assert await try_to_lead(one)
-        assert not await try_to_lead(two)
+        assert await tried(one)
+        assert not await tried(two)
         await one.close()
         await eventually(lambda: not lock_holders(database, names.LEADER_LOCK))
-        assert await try_to_lead(two)
+        assert await tried(two)
 
 
 async def test_each_term_has_a_later_epoch_and_the_cursor_stored_last(database: Database) -> None:
@@ -55,6 +61,52 @@ async def test_each_term_has_a_later_epoch_and_the_cursor_stored_last(database: 
         cursor = Snapshot(5, 9, (5, 7))
         await store_relayed(connection, first, cursor)
         assert await begin_epoch(connection) == (first + 1, cursor)
+
+
+async def test_a_leader_with_a_lease_is_followed_when_it_resigns_or_its_lease_has_run_out(database: Database) -> None:
+    async with opened(database.conninfo) as one, opened(database.conninfo) as two:
+        led = await tried(one, direct=False)
+        assert led is not None
+        assert await tried(two, direct=False) is None
+        await resign(one, led[0])
+        assert await tried(two, direct=False) is not None
+        assert await tried(one, direct=False) is None
+        assert await tried(one, direct=False, lease=0) is not None
+
+
+async def test_a_leader_that_has_been_followed_resigns_for_nobody(database: Database) -> None:
+    async with opened(database.conninfo) as one, opened(database.conninfo) as two:
+        old = await tried(one, direct=False)
+        assert old is not None
+        assert await tried(two, direct=False, lease=0) is not None
+        await resign(one, old[0])
+        assert await tried(one, direct=False) is None
+
+
+async def test_a_leader_frozen_between_reading_and_relaying_relays_nothing(
+    database_triggers: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[Batch] = []
+
+    async def freezing(connection: Connection, cursor: Snapshot) -> AsyncGenerator[Batch, None]:
+        async for batch in read_new(connection, cursor):
+            if batch.rows and not frozen:
+                frozen.append(batch)
+                time.sleep(1)  # noqa: ASYNC251  (the whole process stands still)
+            yield batch
+
+    monkeypatch.setattr(listener_module, "read_new", freezing)
+    recorder = Recorder()
+    timing = Timing(session_timeout=0.4)
+    listener = Listener(opener(database_triggers.conninfo, 0.4, "test leader"), recorder, timing=timing)
+    async with running(listener):
+        await recorder.until(lambda: recorder.led(1))
+        Room(database_triggers).say("hello")
+        await recorder.has("hello")
+    assert frozen
+    assert recorder.texts == ["hello"]
+    assert recorder.led(2)
+    assert [batch.rows for batch in recorder.batches if batch is frozen[0]] == []
 
 
 async def test_a_leader_of_an_older_epoch_stores_nothing_and_is_told(database: Database) -> None:
@@ -170,11 +222,11 @@ async def test_a_standby_does_not_keep_bells_it_has_no_use_for(
     tried = Notebook()
     tries = []
 
-    async def trying(connection: Connection) -> bool:
-        if led := await try_to_lead(connection):
-            return led
-        tries.append(len(connection._notifies_backlog or ()))
-        tried.noted()
+    async def trying(connection: Connection, *, direct: bool, lease: float) -> tuple[int, Snapshot] | None:
+        led = await try_to_lead(connection, direct=direct, lease=lease)
+        if led is None:
+            tries.append(len(connection._notifies_backlog or ()))
+            tried.noted()
         return led
 
     monkeypatch.setattr(listener_module, "try_to_lead", trying)

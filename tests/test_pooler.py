@@ -7,10 +7,10 @@ import psycopg
 import pytest
 
 from pgnotify_gql import names
-from pgnotify_gql.listener import Timing
+from pgnotify_gql.listener import Listener, Timing
 from pgnotify_gql.listener.doorbell import Doorbell
 from tests.support.databases import Database
-from tests.support.feed import Recorder, Room, leading, lock_holders, opened
+from tests.support.feed import Recorder, Room, leading, lock_holders, opened, opener, running
 from tests.support.processes import PgBouncer
 
 DEAF = "a pooler in transaction mode"
@@ -89,3 +89,29 @@ async def test_settings_of_a_listener_are_in_force_without_a_pooler(database: Da
     async with opened(database.conninfo) as connection:
         result = await connection.execute("show synchronous_commit")
         assert await result.fetchone() == ("off",)
+
+
+async def test_a_listener_behind_a_pooler_leaves_nothing_that_keeps_the_next_from_leading(
+    database: Database, pooler: PgBouncer
+) -> None:
+    """A session lock would stay with a server connection of the pooler."""
+    room, recorder = Room(database), Recorder()
+    for number in range(2):
+        async with leading(database, recorder, dsn=pooler.conninfo, timing=POLLED):
+            room.say(f"message {number}")
+            await recorder.has(f"message {number}")
+    assert recorder.epochs == [1, 2]
+    assert lock_holders(database, names.LEADER_LOCK) == []
+
+
+async def test_of_two_listeners_behind_a_pooler_one_leads(database: Database, pooler: PgBouncer) -> None:
+    first, second = Recorder(), Recorder()
+    room = Room(database)
+    async with running(Listener(opener(pooler.conninfo, 0, "test standby"), second, timing=POLLED)):
+        await second.until(lambda: second.led(1))
+        async with running(Listener(opener(pooler.conninfo, 0, "test standby"), first, timing=POLLED)):
+            for number in range(20):
+                room.say(f"message {number}")
+                await second.has(f"message {number}")
+    assert first.epochs == []
+    assert len(second.texts) == 20

@@ -374,13 +374,14 @@ class Writer(threading.Thread):
         while True:
             self.go.wait()
             self.go.clear()
-            if not self.round:
+            text = self.round
+            if not text:
                 return
             time.sleep(self._random.random() * 0.003)
-            self._room.say(self.round, connection=self._connection)
+            self._room.say(text, connection=self._connection)
             time.sleep(self._random.choice([0, 0, self._random.random() * 0.004]))
             self._connection.commit()
-            self.committed[self.round] = time.monotonic()
+            self.committed[text] = time.monotonic()
 
 
 class Timed(Recorder):

@@ -25,6 +25,22 @@ async def begin_epoch(connection: Connection) -> tuple[int, Snapshot]:
     return int(found[0]), Snapshot.parse(found[1])
 
 
+async def begin_epoch_after(connection: Connection, seconds: float) -> tuple[int, Snapshot] | None:
+    """Begin a term of leadership, unless a leader has stored its cursor within so many seconds: then return None."""
+    result = await connection.execute(
+        "update pgnotify_gql.journal_state set epoch = nextval('pgnotify_gql.epoch'), relayed_at = clock_timestamp() "
+        "where relayed_at < clock_timestamp() - make_interval(secs => %s) returning epoch, relayed::text",
+        [seconds],
+    )
+    found = await result.fetchone()
+    return None if found is None else (int(found[0]), Snapshot.parse(found[1]))
+
+
+async def resign(connection: Connection, epoch: int) -> None:
+    """Let the next leader begin at once; nothing if there is one already."""
+    await connection.execute("update pgnotify_gql.journal_state set relayed_at = '-infinity' where epoch = %s", [epoch])
+
+
 async def store_relayed(connection: Connection, epoch: int, cursor: Snapshot) -> None:
     """Store up to where this epoch's leader has relayed.  Raises LeadershipLostError."""
     result = await connection.execute(

@@ -41,9 +41,10 @@ from ..errors import JournalMissingError
 from ..journal.reader import Batch, Connection, read_new, require_journal
 from ..journal.retention import rotate
 from ..journal.snapshot import Snapshot
-from ..journal.state import LeadershipLostError, begin_epoch, store_relayed
+from ..journal.state import LeadershipLostError, resign, store_relayed
 from .doorbell import Doorbell, PolledDoorbell
 from .leadership import STANDBY_INTERVAL, try_to_lead
+from .session import is_direct
 
 logger = logging.getLogger("pgnotify_gql.listener")
 
@@ -172,20 +173,32 @@ class Listener:
     async def _serve(self, connection: Connection) -> None:
         await require_journal(connection, self._database)
         doorbell = await self._doorbell(connection)
-        if not await try_to_lead(connection):
-            logger.info("standing by: another listener leads")
-            while not self._stopping.is_set() and not await try_to_lead(connection):
-                await self._pause(STANDBY_INTERVAL)
-                # Bells are for the leader; nobody else taking them, they would pile up for as long as it leads.
-                await doorbell.wait(0)
-        if self._stopping.is_set():
+        direct = await is_direct(connection)
+        led = await self._stand_by(connection, doorbell, direct)
+        if led is None:
             return
-        epoch, cursor = await begin_epoch(connection)
+        epoch, cursor = led
         self._sink.begin(epoch)
         term = _Term(connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping)
         logger.info("leading database %s in epoch %d", self._database, epoch)
         self.leading.set()
         await term.run()
+        await resign(connection, epoch)
+
+    async def _stand_by(self, connection: Connection, doorbell: Doorbell, direct: bool) -> tuple[int, Snapshot] | None:
+        """Wait until nobody else leads; return the epoch and the cursor of our term, or None once stopped."""
+        told = False
+        while not self._stopping.is_set():
+            led = await try_to_lead(connection, direct=direct, lease=self._timing.session_timeout)
+            if led is not None:
+                return led
+            if not told:
+                logger.info("standing by: another listener leads")
+                told = True
+            await self._pause(STANDBY_INTERVAL)
+            # Bells are for the leader; nobody else taking them, they would pile up for as long as it leads.
+            await doorbell.wait(0)
+        return None
 
     async def _doorbell(self, connection: Connection) -> Doorbell:
         if self._polls:
@@ -234,7 +247,7 @@ class _Term:
         self._timing = timing
         self._stopping = stopping
         self._clock = asyncio.get_running_loop().time
-        self._stored_at = self._beat_at = self._rotated_at = self._clock()
+        self._stored_at = self._beat_at = self._rotated_at = self._asked_at = self._clock()
 
     async def run(self) -> None:
         await self._sink.heartbeat(self._cursor)
@@ -296,18 +309,31 @@ class _Term:
     async def _drain(self) -> bool:
         """Hand everything new to the sink, or one part of a backlog once stopped; return whether there was anything."""
         found = False
+        self._asked_at = self._clock()
         # Closed at once when left early: the transaction of a backlog must have ended before the next statement.
         async with aclosing(read_new(self._connection, self._cursor)) as batches:
             async for batch in batches:
                 if batch.rows:
                     found = True
                     self._note_relayed()
+                    await self._confirm_session()
                     await self._sink.relay(batch)
                 if batch.last:
                     self._cursor = batch.after
                 elif self._stopping.is_set():
                     break
+                self._asked_at = self._clock()
         return found
+
+    async def _confirm_session(self) -> None:
+        """
+        Ask the database whether the session is still there, if it could have been ended since the last question.
+
+        A leader that was frozen holds a batch, or is about to send a heartbeat, while another leads already.
+        """
+        if self._clock() - self._asked_at > self._timing.session_timeout:
+            await self._connection.execute("select")
+            self._asked_at = self._clock()
 
     def _note_relayed(self) -> None:
         # The interval begins with the first batch: a store right behind it would compete with what it sets off.
@@ -317,7 +343,7 @@ class _Term:
 
     async def _keep_books(self) -> None:
         now = self._clock()
-        # Every snapshot differs, also by the transaction that stored the last one: stored often only after changes.
+        # Stored often only after changes; and now and then in any case, which is the lease of a leader behind a pooler.
         if now - self._stored_at >= (STORE_INTERVAL if self._relayed else self._timing.longest_sleep):
             await self._store()
         if now - self._beat_at >= HEARTBEAT_INTERVAL:
@@ -329,12 +355,12 @@ class _Term:
     async def _store(self) -> None:
         self._stored_at = self._clock()
         self._relayed = False
-        if self._cursor != self._stored:
-            await store_relayed(self._connection, self._epoch, self._cursor)
-            self._stored = self._cursor
+        await store_relayed(self._connection, self._epoch, self._cursor)
+        self._stored = self._cursor
 
     async def _beat(self) -> None:
         self._beat_at = self._clock()
+        await self._confirm_session()
         await self._sink.heartbeat(self._cursor)
 
 

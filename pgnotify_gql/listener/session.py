@@ -49,7 +49,7 @@ async def connect(dsn: str, *, session_timeout: float, application_name: str = A
     }
     connection = await _opened(conninfo.make_conninfo(**parameters))
     try:
-        if await _is_direct(connection):
+        if await is_direct(connection):
             for name, value in _session_settings(session_timeout).items():
                 await connection.execute("select set_config(%s, %s, false)", [name, value])
     except BaseException:
@@ -74,7 +74,8 @@ async def _opened(dsn: str) -> Connection:
         raise
 
 
-async def _is_direct(connection: Connection) -> bool:
+async def is_direct(connection: Connection) -> bool:
+    """Return whether the session is ours alone, with no pooler in between."""
     # A pooler tells a process id of its own making, with which it recognises who wants to cancel.
     result = await connection.execute("select pg_backend_pid()")
     return await result.fetchone() == (connection.info.backend_pid,)

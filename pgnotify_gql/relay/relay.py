@@ -24,6 +24,11 @@ SEND_TIMEOUT = 2.0
 """Seconds that one message may take to the layer, so that a layer that hangs does not stop the feed."""
 
 
+REST_AFTER_HANG = 1.0
+"""Seconds for which nothing is sent after a message took too long: a batch of many models would otherwise keep the
+leader waiting for each, beyond its session time-out."""
+
+
 class Layer(Protocol):
     """What the relay needs of a channel layer."""
 
@@ -33,11 +38,15 @@ class Layer(Protocol):
 class Relay:
     """Sends the batches of one listener; implements ``listener.Sink``."""
 
-    def __init__(self, layer: Layer, *, send_timeout: float = SEND_TIMEOUT) -> None:
+    def __init__(
+        self, layer: Layer, *, send_timeout: float = SEND_TIMEOUT, rest_after_hang: float = REST_AFTER_HANG
+    ) -> None:
         self._layer = layer
         self._send_timeout = send_timeout
+        self._rest_after_hang = rest_after_hang
         self._epoch = 0
         self._seqs: dict[str, int] = {}
+        self._resting_until = 0.0
 
     def begin(self, epoch: int) -> None:
         """Begin a term of leadership: numbers start again."""
@@ -64,8 +73,19 @@ class Relay:
         await self._send(names.heartbeat_group(), heartbeat_message(self._epoch, cursor, self._seqs))
 
     async def _send(self, group: str, message: Message) -> None:
+        now = asyncio.get_running_loop().time
+        if now() < self._resting_until:
+            return
         try:
             async with asyncio.timeout(self._send_timeout):
                 await self._layer.group_send(group, dict(message))
+        except TimeoutError:
+            self._resting_until = now() + self._rest_after_hang
+            logger.warning(
+                "the channel layer took longer than %g s for a message for %s; it is left alone for %g s, hubs will heal",
+                self._send_timeout,
+                group,
+                self._rest_after_hang,
+            )
         except Exception as error:
             logger.warning("the channel layer did not take a message for %s: %r; hubs will heal", group, error)
