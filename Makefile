@@ -1,6 +1,8 @@
 # Needs make and Python 3.11 or later, nothing else: everything is installed into .venv.
 PYTHON ?= python3
 ARGS ?=
+# Test processes. Most of their time is waiting for servers, so more than there are cores pays.
+WORKERS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ demo: $(VENV)/installed-demo
 
 test: $(VENV)/installed-test
 	@echo "Running the tests"
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/installed-test
 	@echo "Checking style"

@@ -82,7 +82,7 @@ class Relay:
         except TimeoutError:
             self._resting_until = now() + self._rest_after_hang
             logger.warning(
-                "the channel layer took longer than %g s for a message for %s; it is left alone for %g s, hubs will heal",
+                "the channel layer took longer than %g s for a message for %s; it rests for %g s, hubs heal",
                 self._send_timeout,
                 group,
                 self._rest_after_hang,
