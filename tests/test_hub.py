@@ -25,7 +25,7 @@ from pgnotify_gql.hub.reader import HubReader
 from pgnotify_gql.journal import Change, Position
 from pgnotify_gql.journal.reader import BATCH_ROWS, Batch, Connection
 from pgnotify_gql.listener import Timing
-from pgnotify_gql.listener import listener as listener_module
+from pgnotify_gql.listener import term as term_module
 from pgnotify_gql.relay import Relay
 from pgnotify_gql.relay.messages import CHANGES
 from tests.support.databases import Database
@@ -123,7 +123,7 @@ def nothing(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "HEARTBEAT_INTERVAL", 0.05)
+    monkeypatch.setattr(term_module, "HEARTBEAT_INTERVAL", 0.05)
 
 
 # The way of a change.

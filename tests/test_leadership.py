@@ -14,6 +14,7 @@ from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.journal.state import LeadershipLostError, begin_epoch, resign, store_relayed
 from pgnotify_gql.listener import Listener, Timing
 from pgnotify_gql.listener import listener as listener_module
+from pgnotify_gql.listener import term as term_module
 from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, try_to_lead
 from tests.support.databases import Database
 from tests.support.feed import (
@@ -95,7 +96,7 @@ async def test_a_leader_frozen_between_reading_and_relaying_relays_nothing(
                 time.sleep(1)  # noqa: ASYNC251  (the whole process stands still)
             yield batch
 
-    monkeypatch.setattr(listener_module, "read_new", freezing)
+    monkeypatch.setattr(term_module, "read_new", freezing)
     recorder = Recorder()
     timing = Timing(session_timeout=0.4)
     listener = Listener(opener(database_triggers.conninfo, 0.4, "test leader"), recorder, timing=timing)

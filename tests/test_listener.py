@@ -12,7 +12,7 @@ from pgnotify_gql import names
 from pgnotify_gql.errors import JournalMissingError
 from pgnotify_gql.journal.reader import BATCH_ROWS, Batch, Connection
 from pgnotify_gql.listener import Listener, Timing, connect
-from pgnotify_gql.listener import listener as listener_module
+from pgnotify_gql.listener import term as term_module
 from tests.support.databases import Database
 from tests.support.feed import (
     EVENT_TIMEOUT,
@@ -66,7 +66,7 @@ async def test_writers_are_silent_while_the_leader_is_awake_and_ring_when_it_sle
     async with leading(database_triggers, recorder):
         bells = Bells(database_triggers)
         await recorder.until(lambda: len(recorder.heartbeats) >= 2)
-        monkeypatch.setattr(listener_module, "LINGER", 3600.0)
+        monkeypatch.setattr(term_module, "LINGER", 3600.0)
         room.say("rings")
         await eventually(lambda: lock_holders(database_triggers, names.AWAKE_LOCK))
         assert bells.rung() == 1

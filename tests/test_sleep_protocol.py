@@ -21,8 +21,9 @@ import pytest
 from pgnotify_gql import names
 from pgnotify_gql.journal.reader import current_snapshot
 from pgnotify_gql.listener import listener as listener_module
+from pgnotify_gql.listener import term as term_module
 from pgnotify_gql.listener.doorbell import Doorbell
-from pgnotify_gql.listener.listener import DROWSY_INTERVAL, LONGEST_DROWSY_INTERVAL, _Term
+from pgnotify_gql.listener.term import DROWSY_INTERVAL, LONGEST_DROWSY_INTERVAL, Term
 from tests.support.databases import Database
 from tests.support.feed import NEVER, RARELY, Bells, Notebook, Recorder, Room, leading, lock_holders, transaction
 
@@ -76,7 +77,7 @@ class Watched(Doorbell, Notebook):
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "Doorbell", Watched)
     monkeypatch.setattr(Watched, "at_release", staticmethod(lambda: None))
-    monkeypatch.setattr(listener_module, "HEARTBEAT_INTERVAL", NEVER)
+    monkeypatch.setattr(term_module, "HEARTBEAT_INTERVAL", NEVER)
 
 
 @asynccontextmanager
@@ -84,7 +85,7 @@ async def staying_awake(
     database: Database, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Watched]:
     """A leader that stays awake until `fall_asleep`."""
-    monkeypatch.setattr(listener_module, "LINGER", NEVER)
+    monkeypatch.setattr(term_module, "LINGER", NEVER)
     async with leading(database, recorder):
         await Watched.current.until(lambda: Watched.current.awake)
         assert len(lock_holders(database, names.AWAKE_LOCK)) == 1
@@ -92,7 +93,7 @@ async def staying_awake(
 
 
 def fall_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "LINGER", 0.001)
+    monkeypatch.setattr(term_module, "LINGER", 0.001)
 
 
 @contextmanager
@@ -178,7 +179,7 @@ async def test_a_bell_wakes_a_drowsy_listener_at_once(
             room.say("held", connection=writer)
             fall_asleep(monkeypatch)
             await doorbell.until(lambda: doorbell.drowsed > 2)
-            monkeypatch.setattr(listener_module, "LINGER", NEVER)
+            monkeypatch.setattr(term_module, "LINGER", NEVER)
             room.say("rings")
             assert bells.rung() == 1
             await doorbell.until(lambda: doorbell.awake)
@@ -222,20 +223,20 @@ async def test_a_reader_that_stays_open_does_not_keep_the_listener_drowsy(
 # The protocol with one step left out.
 
 
-async def no_barrier(term: _Term) -> bool:
+async def no_barrier(term: Term) -> bool:
     await term._doorbell.unsilence()
     await end_a_transaction(term)
     await term._drain()
     return True
 
 
-async def no_transaction_of_its_own(term: _Term) -> bool:
+async def no_transaction_of_its_own(term: Term) -> bool:
     await term._doorbell.unsilence()
     await term._drain()
     return await _drowse(term, term._cursor.xip)
 
 
-async def release_after_snapshot(term: _Term) -> bool:
+async def release_after_snapshot(term: Term) -> bool:
     await end_a_transaction(term)
     await term._drain()
     silent = term._cursor.xip
@@ -243,13 +244,13 @@ async def release_after_snapshot(term: _Term) -> bool:
     return await _drowse(term, silent)
 
 
-async def no_drain_after_release(term: _Term) -> bool:
+async def no_drain_after_release(term: Term) -> bool:
     await term._doorbell.unsilence()
     await end_a_transaction(term)
     return await _drowse(term, (await current_snapshot(term._connection)).xip)
 
 
-async def no_drain_while_drowsy(term: _Term) -> bool:
+async def no_drain_while_drowsy(term: Term) -> bool:
     await term._doorbell.unsilence()
     await end_a_transaction(term)
     await term._drain()
@@ -261,11 +262,11 @@ async def no_drain_while_drowsy(term: _Term) -> bool:
     return True
 
 
-async def end_a_transaction(term: _Term) -> None:
+async def end_a_transaction(term: Term) -> None:
     await term._connection.execute("select pg_current_xact_id()")
 
 
-async def _drowse(term: _Term, silent: tuple[int, ...]) -> bool:
+async def _drowse(term: Term, silent: tuple[int, ...]) -> bool:
     while not term._stopping.is_set() and not all(term._cursor.sees(xid) for xid in silent):
         if await term._doorbell.wait(DROWSY_INTERVAL):
             return False
@@ -334,10 +335,10 @@ async def test_a_writer_that_comes_just_before_the_release_is_not_left_waiting(
 async def test_with_one_step_left_out_a_writer_is_left_waiting(
     database_triggers: Database,
     monkeypatch: pytest.MonkeyPatch,
-    broken: Callable[[_Term], bool],
+    broken: Callable[[Term], bool],
     arrival: Arrival,
 ) -> None:
-    monkeypatch.setattr(_Term, "_fall_asleep", broken)
+    monkeypatch.setattr(Term, "_fall_asleep", broken)
     assert await left_waiting(database_triggers, monkeypatch, arrival)
 
 
@@ -406,7 +407,7 @@ async def test_writers_arriving_while_the_listener_falls_asleep_never_wait_for_t
 
     The next round begins when all of a round are relayed: nobody comes later and rings for one that was forgotten.
     """
-    monkeypatch.setattr(listener_module, "LINGER", 0.001)
+    monkeypatch.setattr(term_module, "LINGER", 0.001)
     room, recorder, chance = Room(database_triggers), Timed(), random.Random(2)
     writers = [Writer(database_triggers, room, number) for number in range(WRITERS)]
     for writer in writers:

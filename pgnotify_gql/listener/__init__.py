@@ -11,7 +11,8 @@ under a new epoch.
 On failure (connection, server, leader) it begins again by itself, from the stored cursor.
 """
 
-from .listener import Listener, Sink, Timing
+from .listener import Listener
 from .session import connect
+from .term import Sink, Timing
 
 __all__ = ["Listener", "Sink", "Timing", "connect"]

@@ -1,0 +1,216 @@
+"""
+A term of leadership: how the leader reads, and when it may sleep.
+
+States of a leader::
+
+    awake      holds the awake lock, reads every few milliseconds; writers are silent
+    drowsy     has released the lock, reads on until every transaction that might have seen it taken has ended
+    asleep     waits for a bell, or for the safety poll
+
+Why no change is left waiting.  A writer inserts its journal row, so that its transaction has an id, and then tests the
+lock.  If it found the lock free, it rings when it commits.  If it found it taken, it had its id before the lock was
+released.  Then the leader ends a transaction of its own, with a later id: a snapshot lists what is in progress only up
+to the newest id that has ended, and so every snapshot from then on knows the writer.  Either it has ended in the first
+of them, and that read returns its row, or it is listed, and the leader reads on until it has ended.
+
+Whatever fails ends the term by an exception; a batch handed over but not yet stored is handed over again in the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..journal.reader import Batch, Connection, read_new
+from ..journal.retention import rotate
+from ..journal.snapshot import Snapshot
+from ..journal.state import store_relayed
+from .doorbell import Doorbell
+
+AWAKE_INTERVAL = 0.002
+"""Seconds between two reads while awake: half of it is what being awake adds to the delay of a change."""
+
+LINGER = 0.05
+"""Seconds without a change after which the leader begins to fall asleep."""
+
+DROWSY_INTERVAL = 0.001
+LONGEST_DROWSY_INTERVAL = 0.05
+"""Seconds between two reads while a transaction that may be silent is still open; doubled from first to second."""
+
+STORE_INTERVAL = 0.1
+"""Seconds between two stored cursors, at least; what is relayed twice after a crash is bounded by it."""
+
+HEARTBEAT_INTERVAL = 1.0
+"""Seconds between two heartbeats while changes flow."""
+
+
+class Sink(Protocol):
+    """Where batches go.  Neither method raises for a layer that fails: what is lost there is healed by the hubs."""
+
+    def begin(self, epoch: int) -> None: ...
+
+    async def relay(self, batch: Batch) -> None: ...
+
+    async def heartbeat(self, cursor: Snapshot) -> None: ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds; see the settings of the same names."""
+
+    safety_poll: float = 5.0
+    poll_interval: float = 0.1
+    session_timeout: float = 15.0
+    retention: float = 3600.0
+
+    @property
+    def longest_sleep(self) -> float:
+        """Return how long to wait for a bell: the read after it also keeps the session alive."""
+        return min(self.safety_poll, self.session_timeout / 3)
+
+    @property
+    def rotation_interval(self) -> float:
+        """Return the seconds between two looks at the slots of the journal."""
+        return min(60.0, max(1.0, self.retention / 10))
+
+
+class Term:
+    """One term of leadership, on one connection; `epoch` and `cursor` are those it began with."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        doorbell: Doorbell,
+        sink: Sink,
+        epoch: int,
+        cursor: Snapshot,
+        timing: Timing,
+        stopping: asyncio.Event,
+    ) -> None:
+        self._connection = connection
+        self._doorbell = doorbell
+        self._sink = sink
+        self._epoch = epoch
+        self._cursor = cursor
+        self._stored = cursor
+        self._relayed = False
+        self._timing = timing
+        self._stopping = stopping
+        self._clock = asyncio.get_running_loop().time
+        self._stored_at = self._beat_at = self._rotated_at = self._asked_at = self._clock()
+
+    async def run(self) -> None:
+        await self._sink.heartbeat(self._cursor)
+        while not self._stopping.is_set():
+            await self._stay_awake()
+            if not self._stopping.is_set() and await self._fall_asleep():
+                await self._sleep()
+        await self._store()
+
+    async def _stay_awake(self) -> None:
+        idle_since = self._clock()
+        while not self._stopping.is_set() and self._clock() - idle_since < LINGER:
+            if await self._drain():
+                idle_since = self._clock()
+            await self._doorbell.silence()
+            await self._keep_books()
+            await asyncio.sleep(AWAKE_INTERVAL)
+
+    async def _fall_asleep(self) -> bool:
+        """Return True when it is safe to wait for a bell, False when one rang before."""
+        await self._doorbell.unsilence()
+        # A transaction with an id, which ends at once. Without it a writer with the newest id of all would be in
+        # progress and yet not be listed: xmax of a snapshot is the newest id that has *ended*, plus one.
+        await self._connection.execute("select pg_current_xact_id()")
+        await self._drain()
+        # Who may be silent had its id before the release, so it is committed in this snapshot or listed in it.
+        silent = self._cursor.xip
+        pause = DROWSY_INTERVAL
+        while not self._stopping.is_set() and not all(self._cursor.sees(xid) for xid in silent):
+            if await self._doorbell.wait(pause):
+                return False
+            await self._drain()
+            await self._keep_books()
+            pause = min(pause * 2, LONGEST_DROWSY_INTERVAL)
+        return not self._stopping.is_set()
+
+    async def _sleep(self) -> None:
+        await self._store()
+        await self._beat()
+        while not self._stopping.is_set():
+            if await self._bell_or_stop():
+                return
+            if await self._drain():
+                return
+            await self._beat()
+            await self._keep_books()
+
+    async def _bell_or_stop(self) -> bool:
+        bell = asyncio.create_task(self._doorbell.wait(self._timing.longest_sleep), name="pgnotify_gql bell")
+        stop = asyncio.create_task(self._stopping.wait(), name="pgnotify_gql stop")
+        try:
+            await asyncio.wait({bell, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return bell.done() and bell.result()
+        finally:
+            for task in (bell, stop):
+                task.cancel()
+            await asyncio.gather(bell, stop, return_exceptions=True)
+
+    async def _drain(self) -> bool:
+        """Hand everything new to the sink, or one part of a backlog once stopped; return whether there was anything."""
+        found = False
+        self._asked_at = self._clock()
+        # Closed at once when left early: the transaction of a backlog must have ended before the next statement.
+        async with aclosing(read_new(self._connection, self._cursor)) as batches:
+            async for batch in batches:
+                if batch.rows:
+                    found = True
+                    self._note_relayed()
+                    await self._confirm_session()
+                    await self._sink.relay(batch)
+                if batch.last:
+                    self._cursor = batch.after
+                elif self._stopping.is_set():
+                    break
+                self._asked_at = self._clock()
+        return found
+
+    async def _confirm_session(self) -> None:
+        """
+        Ask the database whether the session is still there, if it could have been ended since the last question.
+
+        A leader that was frozen holds a batch, or is about to send a heartbeat, while another leads already.
+        """
+        if self._clock() - self._asked_at > self._timing.session_timeout:
+            await self._connection.execute("select")
+            self._asked_at = self._clock()
+
+    def _note_relayed(self) -> None:
+        # The interval begins with the first batch: a store right behind it would compete with what it sets off.
+        if not self._relayed:
+            self._relayed = True
+            self._stored_at = self._clock()
+
+    async def _keep_books(self) -> None:
+        now = self._clock()
+        # Stored often only after changes; and now and then in any case, which is the lease of a leader behind a pooler.
+        if now - self._stored_at >= (STORE_INTERVAL if self._relayed else self._timing.longest_sleep):
+            await self._store()
+        if now - self._beat_at >= HEARTBEAT_INTERVAL:
+            await self._beat()
+        if now - self._rotated_at >= self._timing.rotation_interval:
+            self._rotated_at = now
+            await rotate(self._connection, self._stored, self._timing.retention)
+
+    async def _store(self) -> None:
+        self._stored_at = self._clock()
+        self._relayed = False
+        await store_relayed(self._connection, self._epoch, self._cursor)
+        self._stored = self._cursor
+
+    async def _beat(self) -> None:
+        self._beat_at = self._clock()
+        await self._confirm_session()
+        await self._sink.heartbeat(self._cursor)
