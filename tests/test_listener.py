@@ -268,7 +268,7 @@ async def test_a_database_that_is_down_at_start_is_waited_for(
     await asyncio.to_thread(database_triggers.server.stop)
     listener = Listener(opener(database_triggers.tcp_conninfo), recorder, timing=RARELY)
     async with running(listener):
-        await eventually(lambda: "the database cannot be reached" in caplog.text)
+        await eventually(lambda: "the database cannot be used" in caplog.text)
         assert "trying again in" in caplog.text
         await asyncio.to_thread(database_triggers.server.start)
         await recorder.has("kept")
@@ -341,3 +341,15 @@ async def test_a_label_nobody_watches_any_more_is_handed_on_like_others(database
 
 def labels_include(recorder: Recorder) -> bool:
     return MESSAGE in {row.label for row in recorder.rows}
+
+
+async def test_a_database_that_cannot_be_written_is_waited_for(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replica, say: it answers, and no leader can begin a term there."""
+    read_only = f"{database.conninfo} options='-c default_transaction_read_only=on'"
+    listener = Listener(opener(read_only, 0, "test listener"), Recorder(), timing=RARELY)
+    async with running(listener):
+        await eventually(lambda: "the database cannot be used" in caplog.text)
+        assert "read-only transaction" in caplog.text
+        assert not listener.leading.is_set()

@@ -7,18 +7,15 @@ change, because a member may have been removed in the meantime.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import graphene
 
-from pgnotify_gql.subscriptions import Subscription, Topic
+from pgnotify_gql.subscriptions import Change, Subscription, Topic
 
 from .access import conversation_for, is_member, number
 from .models import Message
 from .types import MessageChangeType, MessageType
-
-if TYPE_CHECKING:
-    from pgnotify_gql.journal.change import Change
 
 
 class MessagesSubscription(Subscription):

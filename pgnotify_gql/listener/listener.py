@@ -21,6 +21,7 @@ from tenacity import (
     RetryCallState,
     RetryError,
     retry_if_exception_type,
+    retry_if_not_exception_type,
     stop_when_event_set,
     wait_random_exponential,
 )
@@ -66,6 +67,7 @@ class Listener:
         self._polls = polls
         self._timing = timing or Timing()
         self._stopping = asyncio.Event()
+        self._settled = False
         self.leading = asyncio.Event()
         """Set while this listener leads."""
 
@@ -81,36 +83,41 @@ class Listener:
         for a malformed connection string: waiting does not mend those.
         """
         while not self._stopping.is_set():
-            connection = await self._connected()
-            if connection is None:
-                return
-            try:
-                await self._serve(connection)
-            except LeadershipLostError as error:
-                logger.warning("lost the leadership: %s", error)
-            except psycopg.errors.UndefinedTable as error:
-                raise JournalMissingError(self._database) from error
-            except psycopg.Error as error:
-                logger.warning("lost the database (%s); connecting again", _sentence(error))
-            finally:
-                self.leading.clear()
-                # Closed, not returned to anybody: both locks end with the session.
-                with suppress(psycopg.Error):
-                    await connection.close()
+            retrying = AsyncRetrying(
+                retry=retry_if_exception_type(psycopg.Error) & retry_if_not_exception_type(psycopg.ProgrammingError),
+                wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
+                stop=stop_when_event_set(self._stopping),  # type: ignore[arg-type]  # asks only for is_set()
+                sleep=self._pause,
+                before_sleep=_log_retry,
+            )
+            with suppress(RetryError):
+                await retrying(self._hold_session)
+            # A session that leads and is lost at once, again and again, must not become a busy loop.
             await self._pause(RETRY_FIRST)
 
-    async def _connected(self) -> Connection | None:
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(psycopg.OperationalError),
-            wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
-            stop=stop_when_event_set(self._stopping),  # type: ignore[arg-type]  # asks only for is_set()
-            sleep=self._pause,
-            before_sleep=_log_retry,
-        )
+    async def _hold_session(self) -> None:
+        """
+        Connect, and serve until the connection is lost.
+
+        Raises psycopg.Error only if it could neither lead nor stand by, so that pauses grow while nothing works.
+        """
+        connection = await self._connect()
+        self._settled = False
         try:
-            return await retrying(self._connect)
-        except RetryError:
-            return None
+            await self._serve(connection)
+        except LeadershipLostError as error:
+            logger.warning("lost the leadership: %s", error)
+        except psycopg.errors.UndefinedTable as error:
+            raise JournalMissingError(self._database) from error
+        except psycopg.Error as error:
+            if not self._settled:
+                raise
+            logger.warning("lost the database (%s); connecting again", _sentence(error))
+        finally:
+            self.leading.clear()
+            # Closed, not returned to anybody: both locks end with the session.
+            with suppress(psycopg.Error):
+                await connection.close()
 
     async def _serve(self, connection: Connection) -> None:
         await require_journal(connection, self._database)
@@ -120,6 +127,7 @@ class Listener:
         if led is None:
             return
         epoch, cursor = led
+        self._settled = True
         self._sink.begin(epoch)
         term = Term(connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping)
         logger.info("leading database %s in epoch %d", self._database, epoch)
@@ -129,14 +137,13 @@ class Listener:
 
     async def _stand_by(self, connection: Connection, doorbell: Doorbell, direct: bool) -> tuple[int, Snapshot] | None:
         """Wait until nobody else leads; return the epoch and the cursor of our term, or None once stopped."""
-        told = False
         while not self._stopping.is_set():
             led = await try_to_lead(connection, direct=direct, lease=self._timing.session_timeout)
             if led is not None:
                 return led
-            if not told:
+            if not self._settled:
                 logger.info("standing by: another listener leads")
-                told = True
+                self._settled = True
             await self._pause(STANDBY_INTERVAL)
             # Bells are for the leader; nobody else taking them, they would pile up for as long as it leads.
             await doorbell.wait(0)
@@ -169,7 +176,7 @@ class Listener:
 def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     pause = state.next_action.sleep if state.next_action else 0
-    logger.warning("the database cannot be reached (%s); trying again in %.1f s", _sentence(error), pause)
+    logger.warning("the database cannot be used (%s); trying again in %.1f s", _sentence(error), pause)
 
 
 def _sentence(error: BaseException | None) -> str:

@@ -11,6 +11,7 @@ the next change is tried again.
 """
 
 from ..hub import Audience, Topic
+from ..journal import Change
 from .subscription import Subscription
 
-__all__ = ["Audience", "Subscription", "Topic"]
+__all__ = ["Audience", "Change", "Subscription", "Topic"]

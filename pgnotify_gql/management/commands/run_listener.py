@@ -30,7 +30,8 @@ class Command(BaseCommand):
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
         except psycopg.ProgrammingError as error:
-            raise CommandError(f"the connection string of the listener is malformed: {error}") from error
+            what = "refuses the listener" if error.sqlstate else "cannot be addressed, LISTENER_CONNINFO is malformed"
+            raise CommandError(f"the database {what}: {error}".rstrip()) from error
 
     async def _run(self) -> None:
         listener = build_listener()
