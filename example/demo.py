@@ -210,9 +210,10 @@ def say_welcome(host: str, port: int) -> None:
 
 
 def sample_insert() -> str:
+    """Return an INSERT into the conversation that the page opens, the first by title."""
     from example.conversations.models import Membership
 
-    membership = Membership.objects.order_by("conversation", "-user").first()
+    membership = Membership.objects.order_by("conversation__title", "conversation", "-user").first()
     if membership is None:
         return "SELECT 'somebody has deleted all conversations'"
     return (

@@ -1,5 +1,6 @@
 """Pages, and GraphQL over HTTP. Sockets are routed in `asgi`."""
 
+from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LogoutView
 from django.templatetags.static import static
 from django.urls import path
@@ -14,7 +15,8 @@ urlpatterns = [
     path("login/", SampleLoginView.as_view(), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
     path("graphql/", GraphQLView.as_view(), name="graphql"),
-    path("graphiql/", GraphiQLOfflineView.as_view(graphiql=True), name="graphiql"),
+    # Behind the login: an anonymous subscriber is sent nothing, and GraphiQL would not tell why.
+    path("graphiql/", login_required(GraphiQLOfflineView.as_view(graphiql=True)), name="graphiql"),
     # GraphiQL's page names no icon, so browsers ask for this one.
     path("favicon.ico", RedirectView.as_view(url=static("conversations/icon.svg"))),
 ]

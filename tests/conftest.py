@@ -144,6 +144,9 @@ async def layer(request: pytest.FixtureRequest) -> AsyncIterator[BaseChannelLaye
         yield layer
     finally:
         channel_layers.set("default", before)
+        if before is None:
+            # None would be taken for a layer; without it the one of the settings is made when it is asked for.
+            del channel_layers.backends["default"]
         # It closes the connections too. A test may have stopped Redis.
         with suppress(RedisConnectionError):
             await layer.flush()

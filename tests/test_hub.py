@@ -314,6 +314,9 @@ class FakeReader(HubReader):
     async def current(self) -> Any:
         return Position.__dataclass_fields__["after"].default
 
+    async def is_captured(self, label: str) -> bool:
+        return True
+
 
 async def test_a_join_that_fails_leaves_nothing_behind() -> None:
     class Failing(InMemoryChannelLayer):  # type: ignore[misc]
@@ -1004,3 +1007,39 @@ async def test_an_inline_listener_without_a_journal_says_so_and_the_hub_closes(
     finally:
         channel_layers.set("default", before)
     assert left_behind() == (set(), set())
+
+
+async def test_joining_a_model_without_triggers_says_what_to_do(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = InMemoryChannelLayer()
+    subscriber = Subscriber(Message)
+    hub = Hub(layer, HubReader(opener(database.conninfo)), Executor(1))
+    await hub.start()
+    try:
+        await hub.join(subscriber.operation)
+    finally:
+        await hub.close()
+    assert "conversations.message, which has no triggers" in caplog.text
+    assert "manage.py install_triggers" in caplog.text
+
+
+async def test_joining_a_model_with_triggers_says_nothing(
+    database_triggers: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscriber = Subscriber(Message)
+    hub = Hub(InMemoryChannelLayer(), HubReader(opener(database_triggers.conninfo)), Executor(1))
+    await hub.start()
+    try:
+        await hub.join(subscriber.operation)
+    finally:
+        await hub.close()
+    assert caplog.text == ""
+
+
+@override_settings(PGNOTIFY_GQL={"INLINE_LISTENER": False})
+async def test_an_in_memory_layer_that_nobody_feeds_is_named_in_the_log(
+    database_triggers: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_hub():
+        assert "set INLINE_LISTENER" in caplog.text

@@ -80,7 +80,7 @@ class TestInstalling:
     def test_installing_again_touches_nothing(self, database: Database) -> None:
         run("install_triggers")
         before = triggers(database)
-        assert run("install_triggers") == "1 tables, all INSTALLED, nothing to do.\n"
+        assert run("install_triggers") == "All INSTALLED (1), nothing to do.\n"
         assert triggers(database) == before
         assert len(before) == 4
 
@@ -181,9 +181,9 @@ class TestDryRun:
         database.connect().execute(script)
         assert run("install_triggers", "--check").startswith("INSTALLED stock.item")
 
-    def test_prints_nothing_when_there_is_nothing_to_do(self, database: Database) -> None:
+    def test_prints_a_comment_when_there_is_nothing_to_do(self, database: Database) -> None:
         run("install_triggers")
-        assert run("install_triggers", "--dry-run") == ""
+        assert run("install_triggers", "--dry-run") == "-- nothing to do\n"
 
     def test_of_removing_prints_sql_that_does_the_same_and_changes_nothing(self, database: Database) -> None:
         run("install_triggers")
@@ -457,7 +457,8 @@ class TestBadInput:
 
     def test_a_missing_table_is_refused(self, database: Database, box: type[models.Model]) -> None:
         assert failure("install_triggers") == (
-            "the table \"box\" of stock.box does not exist in database 'default': run `manage.py migrate` first"
+            "the table \"box\" of stock.box does not exist in database 'default': "
+            "run `manage.py makemigrations` and `manage.py migrate` first"
         )
         assert [table.name for table in installed_tables(connection).values()] == ["item"]
 
@@ -466,7 +467,8 @@ class TestBadInput:
         database.connect().execute("create table box (id bigint primary key)")
         registry.add(Watch(make_model("Box", "box", size=models.IntegerField()), "__all__"))
         assert failure("install_triggers") == (
-            "the table \"box\" of stock.box has no column size in database 'default': run `manage.py migrate` first"
+            "the table \"box\" of stock.box has no column size in database 'default': "
+            "run `manage.py makemigrations` and `manage.py migrate` first"
         )
         assert [table.name for table in installed_tables(connection).values()] == ["item"]
 

@@ -123,7 +123,7 @@ def table_oid(connection: BaseDatabaseWrapper, capture: Capture) -> int:
     if found is None:
         raise TableMissingError(
             f"the table {capture.table} of {label} does not exist in database '{connection.alias}': "
-            "run `manage.py migrate` first"
+            "run `manage.py makemigrations` and `manage.py migrate` first"
         )
     oid, relation, inheritance, columns, virtual = found
     if relation in REFUSED_RELATIONS:
@@ -136,7 +136,7 @@ def table_oid(connection: BaseDatabaseWrapper, capture: Capture) -> int:
         # The trigger function would fail every write.
         raise TableMissingError(
             f"the table {capture.table} of {label} has no column {', '.join(missing)} in database "
-            f"'{connection.alias}': run `manage.py migrate` first"
+            f"'{connection.alias}': run `manage.py makemigrations` and `manage.py migrate` first"
         )
     uncomputed = [column for column in capture.columns if column in virtual]
     if uncomputed:

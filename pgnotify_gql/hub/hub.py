@@ -150,6 +150,12 @@ class Hub:
                 self._intakes[label] = intake
                 if early := self._early.pop(label, None):
                     await self._heal(intake, early["epoch"], early["seq"])
+            if not await self._reader.is_captured(label):
+                logger.error(
+                    "somebody has subscribed to %s, which has no triggers, so nothing will arrive: "
+                    "run `manage.py install_triggers`",
+                    label,
+                )
 
     async def _leave_model(self, label: str) -> None:
         async with self._joining:

@@ -16,6 +16,7 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 import psycopg
+from channels.layers import InMemoryChannelLayer
 
 from ..conf import Settings, database_conninfo, get_settings
 from ..errors import PgnotifyGqlError
@@ -78,6 +79,11 @@ async def _start(process: _Process, settings: Settings) -> None:
     # Both Protocols describe the same channel layer, each the part it needs.
     layer = cast(Layer, channel_layer(settings))
     silence = MISSED_HEARTBEATS * timing(settings).longest_sleep
+    if isinstance(layer, InMemoryChannelLayer) and not settings.INLINE_LISTENER:
+        logger.warning(
+            "the channel layer is in-memory and no listener runs in this process, so nothing comes through it: "
+            "set INLINE_LISTENER in PGNOTIFY_GQL, or use channels_redis and run_listener"
+        )
     hub = Hub(layer, HubReader(opened), Executor(settings.WORKERS), silence=silence)
     await hub.start()
     process.hub = hub

@@ -10,19 +10,20 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import TypeVar
 
 import psycopg
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from ..journal.reader import Batch, Connection, current_snapshot, read_missed
+from ..journal.reader import Batch, Connection, current_snapshot, is_captured, read_missed
 from ..journal.snapshot import Position, Snapshot
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
 R = TypeVar("R")
 
-RETRY_FIRST = 0.1
+RETRY_FIRST = 0.25
 RETRY_MAX = 5.0
 """Seconds: the scale of the first pause before the database is tried again, and the longest; both with jitter."""
 
@@ -40,6 +41,13 @@ class HubReader:
         async for attempt in self._attempts():
             with attempt:
                 return await self._asking(current_snapshot)
+        raise AssertionError("tried until it works")
+
+    async def is_captured(self, label: str) -> bool:
+        """Return whether the database has triggers for a model; waits for the database."""
+        async for attempt in self._attempts():
+            with attempt:
+                return await self._asking(partial(is_captured, label=label))
         raise AssertionError("tried until it works")
 
     async def missed(self, position: Position, label: str) -> AsyncGenerator[Batch, None]:
@@ -74,7 +82,9 @@ class HubReader:
         try:
             return await question(await self._opened())
         except psycopg.Error as error:
-            logger.warning("the hub cannot read the journal (%s); trying again", error)
+            logger.warning(
+                "the journal cannot be read for subscribers (%s); trying again", " ".join(str(error).split())
+            )
             await self.close()
             raise
 

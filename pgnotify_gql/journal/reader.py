@@ -51,6 +51,17 @@ STREAM: LiteralString = f"select * from ({NEW_ROWS}) as found order by id"
 EMPTIED: LiteralString = "select emptied_xid::text::bigint, emptied::text from pgnotify_gql.journal_state"
 
 
+# The label is the third word of a trigger's comment, see capture.render.
+CAPTURED: LiteralString = """
+    select exists (
+        select from pg_trigger t
+        join pg_proc p on p.oid = t.tgfoid
+        join pg_namespace n on n.oid = p.pronamespace
+        where n.nspname = 'pgnotify_gql' and split_part(obj_description(t.oid, 'pg_trigger'), ' ', 3) = %s
+    )
+"""
+
+
 @dataclass(frozen=True)
 class Batch:
     """New rows in order, and the cursors before and after; `last` is False for a part of a longer batch."""
@@ -127,6 +138,13 @@ async def current_snapshot(connection: Connection) -> Snapshot:
     found = await result.fetchone()
     assert found is not None
     return Snapshot.parse(found[0])
+
+
+async def is_captured(connection: Connection, label: str) -> bool:
+    """Return whether some table has triggers made for a model."""
+    result = await connection.execute(CAPTURED, [label])
+    found = await result.fetchone()
+    return found is not None and bool(found[0])
 
 
 async def require_journal(connection: Connection, database: str) -> None:

@@ -40,7 +40,7 @@ logger = logging.getLogger("pgnotify_gql.listener")
 PREPARE_THRESHOLD = 5
 """Times a statement runs before it is prepared, where no pooler stands in between; psycopg's own default."""
 
-RETRY_FIRST = 0.1
+RETRY_FIRST = 0.25
 RETRY_MAX = 15.0
 """Seconds: the scale of the first pause before connecting again, and the longest; both with jitter."""
 

@@ -30,7 +30,7 @@ def connected(demo: Demo) -> Iterator[psycopg.Connection]:
 
 
 def first_conversation(connection: psycopg.Connection) -> str:
-    found = connection.execute("select title from conversations_conversation order by id limit 1").fetchone()
+    found = connection.execute("select title from conversations_conversation order by title, id limit 1").fetchone()
     assert found is not None
     return str(found[0])
 

@@ -56,6 +56,8 @@ class Command(BaseCommand):
             raise CommandError("\n".join(problems))
 
     def _print_sql(self, plan: Plan) -> None:
+        if not plan.pending:
+            self.stdout.write("-- nothing to do")
         for step in plan.pending:
             self.stdout.write(f"-- {step.label} on {step.table}: {step.status}")
             for statement in step.statements:
@@ -78,7 +80,7 @@ class Command(BaseCommand):
         elif not plan.steps and not plan.errors:
             self.stdout.write("No model is watched: call notify_on_model_changes() on the models to capture.")
         elif plan.steps and not plan.pending:
-            self.stdout.write(f"{len(plan.steps)} tables, all INSTALLED, nothing to do.")
+            self.stdout.write(f"All INSTALLED ({len(plan.steps)}), nothing to do.")
 
     def _waiting(self, table: str) -> Any:
         return lambda attempt: self.stderr.write(f"{table} is locked (try {attempt}); trying again")
