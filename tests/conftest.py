@@ -27,7 +27,7 @@ import django
 
 django.setup()
 
-from channels.layers import BaseChannelLayer, InMemoryChannelLayer, channel_layers
+from channels.layers import BaseChannelLayer, InMemoryChannelLayer
 from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 from django.core.management import call_command
@@ -35,6 +35,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.support import processes
 from tests.support.databases import Database, migrated_template, new_database, used_by_django
+from tests.support.layers import default_layer
 from tests.support.postgres import PostgresServer, find_bin_path
 from tests.support.processes import PgBouncer, Process, ProjectServer, RedisServer, project_environment
 from tests.support.requirements import SkippedTests, require
@@ -139,14 +140,10 @@ async def layer(request: pytest.FixtureRequest) -> AsyncIterator[BaseChannelLaye
     else:
         kind = RedisChannelLayer if request.param == "redis" else RedisPubSubChannelLayer
         layer = kind(hosts=[request.getfixturevalue("redis_server").url])
-    before = channel_layers.set("default", layer)
     try:
-        yield layer
+        with default_layer(layer):
+            yield layer
     finally:
-        channel_layers.set("default", before)
-        if before is None:
-            # None would be taken for a layer; without it the one of the settings is made when it is asked for.
-            del channel_layers.backends["default"]
         # It closes the connections too. A test may have stopped Redis.
         with suppress(RedisConnectionError):
             await layer.flush()

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from channels.layers import BaseChannelLayer, InMemoryChannelLayer, channel_layers
+from channels.layers import BaseChannelLayer, InMemoryChannelLayer
 from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 from django.test import override_settings
@@ -43,6 +43,7 @@ from tests.support.feed import (
     terminate,
     told,
 )
+from tests.support.layers import default_layer
 from tests.support.processes import RedisServer
 
 Fate = Callable[[dict[str, Any]], Iterable[dict[str, Any]]]
@@ -953,7 +954,6 @@ async def test_a_process_has_one_hub_with_its_listener_from_the_first_socket_to_
 @pytest.mark.postgres("18")
 @pytest.mark.usefixtures("settings_of_process")
 async def test_sockets_that_open_at_the_same_time_share_one_hub(database_triggers: Database) -> None:
-    before = channel_layers.set("default", InMemoryChannelLayer())
     hubs: set[Hub] = set()
     meeting = asyncio.Barrier(10)
 
@@ -962,11 +962,9 @@ async def test_sockets_that_open_at_the_same_time_share_one_hub(database_trigger
             hubs.add(hub)
             await meeting.wait()
 
-    try:
+    with default_layer():
         async with asyncio.timeout(EVENT_TIMEOUT):
             await asyncio.gather(*(socket() for _ in range(10)))
-    finally:
-        channel_layers.set("default", before)
     assert len(hubs) == 1
     assert left_behind() == (set(), set())
 
@@ -974,7 +972,6 @@ async def test_sockets_that_open_at_the_same_time_share_one_hub(database_trigger
 @pytest.mark.postgres("18")
 @pytest.mark.usefixtures("settings_of_process")
 async def test_a_socket_that_is_cancelled_closes_the_hub_behind_it(database_triggers: Database) -> None:
-    before = channel_layers.set("default", InMemoryChannelLayer())
     opened_ = asyncio.Event()
 
     async def socket() -> None:
@@ -982,14 +979,12 @@ async def test_a_socket_that_is_cancelled_closes_the_hub_behind_it(database_trig
             opened_.set()
             await asyncio.sleep(3600)
 
-    try:
+    with default_layer():
         task = asyncio.create_task(socket())
         await opened_.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await eventually(lambda: left_behind() == (set(), set()))
-    finally:
-        channel_layers.set("default", before)
 
 
 @pytest.mark.postgres("18")
@@ -997,15 +992,11 @@ async def test_a_socket_that_is_cancelled_closes_the_hub_behind_it(database_trig
 async def test_an_inline_listener_without_a_journal_says_so_and_the_hub_closes(
     empty_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = channel_layers.set("default", InMemoryChannelLayer())
     settings = {"INLINE_LISTENER": True, "LISTENER_CONNINFO": empty_database.conninfo}
-    try:
-        with override_settings(PGNOTIFY_GQL=settings):
-            async with open_hub():
-                await eventually(lambda: "the inline listener cannot run" in caplog.text)
-                assert "migrate pgnotify_gql" in caplog.text
-    finally:
-        channel_layers.set("default", before)
+    with default_layer(), override_settings(PGNOTIFY_GQL=settings):
+        async with open_hub():
+            await eventually(lambda: "the inline listener cannot run" in caplog.text)
+            assert "migrate pgnotify_gql" in caplog.text
     assert left_behind() == (set(), set())
 
 
@@ -1041,5 +1032,6 @@ async def test_joining_a_model_with_triggers_says_nothing(
 async def test_an_in_memory_layer_that_nobody_feeds_is_named_in_the_log(
     database_triggers: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_hub():
-        assert "set INLINE_LISTENER" in caplog.text
+    with default_layer():
+        async with open_hub():
+            assert "set INLINE_LISTENER" in caplog.text

@@ -9,7 +9,6 @@ from typing import Any
 
 import graphene
 import psycopg
-from channels.layers import InMemoryChannelLayer, channel_layers
 from django.contrib.auth.models import User
 from django.test import override_settings
 
@@ -18,6 +17,7 @@ from pgnotify_gql.hub import Audience, current_hub
 from pgnotify_gql.subscriptions import Subscription
 from pgnotify_gql.transport import GraphqlSubscriptionConsumer
 from tests.support.databases import Database
+from tests.support.layers import default_layer
 from tests.support.sockets import WAIT, AsgiSocket, open_socket
 
 
@@ -84,12 +84,8 @@ def returns(topics: Any) -> Callable[..., Any]:
 @contextmanager
 def inline_feed() -> Iterator[None]:
     """The listener in the event loop of the test, and a channel layer in its memory."""
-    before = channel_layers.set("default", InMemoryChannelLayer())
-    try:
-        with override_settings(PGNOTIFY_GQL={"INLINE_LISTENER": True}):
-            yield
-    finally:
-        channel_layers.set("default", before)
+    with default_layer(), override_settings(PGNOTIFY_GQL={"INLINE_LISTENER": True}):
+        yield
 
 
 class Chat:
