@@ -12,7 +12,7 @@ from typing import Any
 import graphene
 import pytest
 from asgiref.sync import sync_to_async
-from channels.layers import BaseChannelLayer, InMemoryChannelLayer, channel_layers
+from channels.layers import BaseChannelLayer, channel_layers
 from channels.security.websocket import AllowedHostsOriginValidator
 from django.contrib.auth.models import AnonymousUser, User
 from django.test import override_settings
@@ -21,6 +21,7 @@ from pgnotify_gql.errors import ConfigurationError
 from pgnotify_gql.hub import current_hub, process
 from pgnotify_gql.transport import GraphqlSubscriptionConsumer
 from pgnotify_gql.transport.close_codes import PRIVATE_CODES, CloseCode
+from tests.support.layers import default_layer
 from tests.support.sockets import (
     WAIT,
     Application,
@@ -138,12 +139,19 @@ SCHEMA = graphene.Schema(query=Query, mutation=Mutation, subscription=Subscripti
 @pytest.fixture(autouse=True)
 def feed() -> Iterator[None]:
     """No listener: nothing here waits for a change."""
-    layer = channel_layers.set("default", InMemoryChannelLayer())
     started.clear()
     ended.clear()
-    with override_settings(PGNOTIFY_GQL={}):
+    with default_layer(), override_settings(PGNOTIFY_GQL={}):
         yield
-    channel_layers.set("default", layer)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the transport logged; the hub's remark that nobody feeds it is not of it."""
+    return [
+        record.message
+        for record in caplog.records
+        if record.name.startswith("pgnotify_gql.transport") and record.levelno > logging.DEBUG
+    ]
 
 
 @pytest.fixture
@@ -378,9 +386,7 @@ class TestAClientThatDoesNotRead:
             socket.subscribe("subscription { flood }")
             closed = await socket.closed()
             assert (closed.code, closed.reason) == (1013, "Too many messages are waiting for this client")
-            assert [record.message for record in caplog.records] == [
-                "a client did not read fast enough; its socket is closed with 1013"
-            ]
+            assert told(caplog) == ["a client did not read fast enough; its socket is closed with 1013"]
             await until(lambda: ended == ["flood"])
 
     @override_settings(PGNOTIFY_GQL={"OUTBOX_BYTES": 50_000})
@@ -618,7 +624,7 @@ class TestTheEndOfASocket:
             await socket.disconnect()
             await until(lambda: len(ended) == len(started) == 3)
         assert asyncio.all_tasks() == before
-        assert [record for record in caplog.records if record.name.startswith(LOGGER)] == []
+        assert told(caplog) == []
 
     async def test_while_its_initialisation_is_pending_leaves_no_task(self) -> None:
         class Slow(GraphqlSubscriptionConsumer):
@@ -678,7 +684,7 @@ class TestTheEndOfASocket:
         await sending.wait()
         receiving.put_nowait({"type": "websocket.disconnect", "code": 1006})
         await task
-        assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+        assert told(caplog) == []
 
 
 async def _served(application: Application, receiving: asyncio.Queue[dict[str, Any]], send: Any) -> None:
