@@ -33,7 +33,6 @@ from tests.support.sockets import (
 
 BOTH = pytest.mark.parametrize("subprotocol", ["graphql-transport-ws", "graphql-ws"])
 
-LOGGER = "pgnotify_gql"
 
 started: list[str] = []
 ended: list[str] = []
