@@ -539,7 +539,8 @@ class TestBadRequests:
         assert len(reason(text).encode()) <= REASON_BYTES
 
     async def test_a_payload_at_any_depth_is_echoed_or_refused(self, wire: Wire) -> None:
-        for depth in range(1, 1_100):
+        # Where Python gives up differs between its versions; all do so before the last.
+        for depth in (*range(1, 1_100), 100_000):
             if wire.socket.closes:
                 break
             wire.text('{"type": "ping", "payload": ' + '{"a": ' * depth + "1" + "}" * depth + "}")
