@@ -144,7 +144,6 @@ class Term:
                 return
             if await self._drain():
                 return
-            await self._beat()
             await self._keep_books()
 
     async def _bell_or_stop(self) -> bool:
@@ -198,7 +197,7 @@ class Term:
         # Stored often only after changes; and now and then in any case, which is the lease of a leader behind a pooler.
         if now - self._stored_at >= (STORE_INTERVAL if self._relayed else self._timing.longest_sleep):
             await self._store()
-        if now - self._beat_at >= HEARTBEAT_INTERVAL:
+        if now - self._beat_at >= min(HEARTBEAT_INTERVAL, self._timing.longest_sleep):
             await self._beat()
         if now - self._rotated_at >= self._timing.rotation_interval:
             self._rotated_at = now
