@@ -8,7 +8,7 @@ plain arguments; only what stands between them and Django (commands, consumers, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
@@ -160,6 +160,3 @@ def _fits(value: Any, wanted: type) -> bool:
 
 def _wanted(wanted: type) -> str:
     return {bool: "True or False", str: "a string", int: "a whole number above 0", float: "a number above 0"}[wanted]
-
-
-KEYS = tuple(field.name for field in fields(Settings))

@@ -18,11 +18,8 @@ from .models import Message
 from .types import MessageChangeType, MessageType
 
 
-class MessagesSubscription(Subscription):
-    """The messages of a conversation as they are written and edited."""
-
-    class Meta:
-        output = MessageType
+class OfConversation:
+    """What both wait for: the messages of a conversation that the subscriber is a member of."""
 
     class Arguments:
         conversation_id = graphene.ID(required=True)
@@ -30,6 +27,13 @@ class MessagesSubscription(Subscription):
     @classmethod
     def subscribe(cls, info: Any, conversation_id: str) -> list[Topic]:
         return [Topic(Message, conversation=conversation_for(info, conversation_id).pk)]
+
+
+class MessagesSubscription(OfConversation, Subscription):
+    """The messages of a conversation as they are written and edited."""
+
+    class Meta:
+        output = MessageType
 
     @classmethod
     def next(cls, change: Change, info: Any, conversation_id: str) -> Message | None:
@@ -38,18 +42,11 @@ class MessagesSubscription(Subscription):
         return message_of(change, conversation_id)
 
 
-class MessageChangesSubscription(Subscription):
+class MessageChangesSubscription(OfConversation, Subscription):
     """Every change of a conversation's messages: also deletions, and how each was written."""
 
     class Meta:
         output = MessageChangeType
-
-    class Arguments:
-        conversation_id = graphene.ID(required=True)
-
-    @classmethod
-    def subscribe(cls, info: Any, conversation_id: str) -> list[Topic]:
-        return [Topic(Message, conversation=conversation_for(info, conversation_id).pk)]
 
     @classmethod
     def next(cls, change: Change, info: Any, conversation_id: str) -> MessageChangeType | None:

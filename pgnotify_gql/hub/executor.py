@@ -83,6 +83,13 @@ class Executor:
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what an application wrote: asynchronous functions on the event loop, plain ones in a worker thread."""
+        asynchronous = inspect.iscoroutinefunction(function)
+        result = function(*args, **kwargs) if asynchronous else await self.run(function, *args, **kwargs)
+        # A decorated function may not look asynchronous.
+        return await result if inspect.isawaitable(result) else result
+
     async def close(self) -> None:
         """End the threads; what is pending is dropped."""
         self._closed = True

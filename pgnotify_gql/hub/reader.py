@@ -38,17 +38,11 @@ class HubReader:
 
     async def current(self) -> Snapshot:
         """Return the cursor from which only later changes are new; waits for the database."""
-        async for attempt in self._attempts():
-            with attempt:
-                return await self._asking(current_snapshot)
-        raise AssertionError("tried until it works")
+        return await self._answer(current_snapshot)
 
     async def is_captured(self, label: str) -> bool:
         """Return whether the database has triggers for a model; waits for the database."""
-        async for attempt in self._attempts():
-            with attempt:
-                return await self._asking(partial(is_captured, label=label))
-        raise AssertionError("tried until it works")
+        return await self._answer(partial(is_captured, label=label))
 
     async def missed(self, position: Position, label: str) -> AsyncGenerator[Batch, None]:
         """
@@ -72,11 +66,12 @@ class HubReader:
             with suppress(psycopg.Error):
                 await connection.close()
 
-    def _attempts(self) -> AsyncRetrying:
-        return AsyncRetrying(
+    async def _answer(self, question: Callable[[Connection], Awaitable[R]]) -> R:
+        retrying = AsyncRetrying(
             retry=retry_if_exception_type(psycopg.Error),
             wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
         )
+        return await retrying(self._asking, question)
 
     async def _asking(self, question: Callable[[Connection], Awaitable[R]]) -> R:
         try:

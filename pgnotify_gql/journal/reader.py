@@ -172,8 +172,13 @@ async def _stream(
     yield Batch(cursor, after, [])
 
 
+def unseen_parameters(cursor: Snapshot) -> dict[str, Any]:
+    """Return the parameters `xmax` and `xip` of the two probes of the index for what `cursor` does not see."""
+    return {"xmax": str(cursor.xmax), "xip": [str(xid) for xid in cursor.xip]}
+
+
 def _parameters(cursor: Snapshot, label: str | None) -> dict[str, Any]:
-    return {"xmax": str(cursor.xmax), "xip": [str(xid) for xid in cursor.xip], "label": label}
+    return {**unseen_parameters(cursor), "label": label}
 
 
 def _row(columns: Sequence[Any]) -> JournalRow:

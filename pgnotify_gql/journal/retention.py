@@ -18,7 +18,7 @@ from typing import LiteralString
 
 from psycopg import errors, sql
 
-from .reader import Connection
+from .reader import Connection, unseen_parameters
 from .snapshot import Snapshot
 
 logger = logging.getLogger("pgnotify_gql.journal")
@@ -101,10 +101,7 @@ async def _empty(connection: Connection, slot: int, relayed: Snapshot, retention
 
 
 async def _unseen(connection: Connection, slot: int, cursor: Snapshot) -> bool:
-    result = await connection.execute(
-        sql.SQL(UNSEEN).format(slot=_table(slot)),
-        {"xmax": str(cursor.xmax), "xip": [str(xid) for xid in cursor.xip]},
-    )
+    result = await connection.execute(sql.SQL(UNSEEN).format(slot=_table(slot)), unseen_parameters(cursor))
     found = await result.fetchone()
     assert found is not None
     return bool(found[0])

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import graphene
-from django.db.models import Model
 from graphene.types.base import BaseOptions
 from graphene.utils.props import props
 from graphene.utils.subclass_with_meta import SubclassWithMeta
@@ -21,8 +20,6 @@ from graphql import GraphQLResolveInfo
 from ..errors import ConfigurationError
 from ..hub import Audience, Event, Interest, Topic, current_hub
 from .fields import SubscriptionField
-
-Topics = Sequence[type[Model] | Topic]
 
 
 class SubscriptionOptions(BaseOptions):  # type: ignore[misc]  # graphene is untyped
@@ -71,7 +68,8 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
                 raise ConfigurationError(f"{cls.__name__} needs a classmethod {name}()")
         meta = SubscriptionOptions(cls)
         meta.name = options.pop("name", None) or cls.__name__
-        meta.description = description or inspect.getdoc(cls) if cls.__doc__ else description
+        # The class' own docstring only: that of Subscription describes no field.
+        meta.description = description or (inspect.cleandoc(cls.__doc__) if cls.__doc__ else None)
         meta.output = output
         arguments = getattr(cls, "Arguments", None)
         meta.arguments = props(arguments) if arguments else {}
@@ -94,12 +92,7 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
     @classmethod
     async def resolve_interest(cls, root: Any, info: GraphQLResolveInfo, **arguments: Any) -> Interest:
         """Return what the field waits for; graphql-core's subscribe resolver."""
-        if inspect.iscoroutinefunction(cls.subscribe):
-            topics = cls.subscribe(info, **arguments)
-        else:
-            topics = await current_hub().executor.run(cls.subscribe, info, **arguments)
-        if inspect.isawaitable(topics):
-            topics = await topics
+        topics = await current_hub().executor.call(cls.subscribe, info, **arguments)
         if isinstance(topics, Topic) or not isinstance(topics, Sequence):
             topics = [topics]
         return Interest(tuple(dict.fromkeys(map(Topic.of, topics))), Audience(cls.audience))

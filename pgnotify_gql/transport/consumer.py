@@ -12,7 +12,6 @@ code that tells the client whether to come back.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -139,10 +138,7 @@ class _Hooks:
 
     async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
         self._params = payload
-        hook: Callable[[Mapping[str, Any]], Any] = self._consumer.on_connect
-        answer = hook(payload) if inspect.iscoroutinefunction(hook) else await self._hub.executor.run(hook, payload)
-        # A decorated hook may not look asynchronous, and a decision nobody awaits is none.
-        decision: Mapping[str, Any] | bool | None = await answer if inspect.isawaitable(answer) else answer
+        decision: Mapping[str, Any] | bool | None = await self._hub.executor.call(self._consumer.on_connect, payload)
         return decision
 
     def context(self) -> OperationRequest:
