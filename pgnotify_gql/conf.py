@@ -117,25 +117,25 @@ def get_settings() -> Settings:
     return _current
 
 
-def database_conninfo(settings: Settings) -> str:
+def database_conninfo(settings: Settings, alias: str) -> str:
     """
-    Return the libpq connection string of listener and hubs.
+    Return the libpq connection string of listener and hubs for a database.
 
     It is LISTENER_CONNINFO, or made from the parameters of the Django alias; options of the alias that are Django's
     or psycopg's and not libpq's are left out.  Raises ConfigurationError.
     """
     if settings.LISTENER_CONNINFO:
         return settings.LISTENER_CONNINFO
-    if settings.DATABASE not in connections:
-        raise ConfigurationError(f"{NAME}['DATABASE'] is '{settings.DATABASE}', which is not in DATABASES")
-    connection = connections[settings.DATABASE]
+    if alias not in connections:
+        raise ConfigurationError(f"{NAME}['DATABASE'] is '{alias}', which is not in DATABASES")
+    connection = connections[alias]
     if connection.vendor != "postgresql":
-        raise ConfigurationError(f"database '{settings.DATABASE}' is {connection.vendor}: the feed needs PostgreSQL")
-    alias = connection.settings_dict
+        raise ConfigurationError(f"database '{alias}' is {connection.vendor}: the feed needs PostgreSQL")
+    configured = connection.settings_dict
     libpq = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-    parameters = {key: value for key, value in alias.get("OPTIONS", {}).items() if key in libpq}
+    parameters = {key: value for key, value in configured.get("OPTIONS", {}).items() if key in libpq}
     named = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
-    parameters |= {keyword: alias[key] for key, keyword in named.items() if alias.get(key)}
+    parameters |= {keyword: configured[key] for key, keyword in named.items() if configured.get(key)}
     return make_conninfo(**parameters)
 
 

@@ -83,7 +83,7 @@ def test_a_whole_number_is_a_number() -> None:
 
 class TestConninfo:
     def test_is_what_is_configured(self) -> None:
-        assert database_conninfo(Settings(LISTENER_CONNINFO="host=direct")) == "host=direct"
+        assert database_conninfo(Settings(LISTENER_CONNINFO="host=direct"), "default") == "host=direct"
 
     @pytest.mark.parametrize(
         "alias",
@@ -106,7 +106,7 @@ class TestConninfo:
         indirect=True,
     )
     def test_is_made_of_what_libpq_knows_of_the_alias(self, alias: str) -> None:
-        assert conninfo_to_dict(database_conninfo(Settings(DATABASE=alias))) == {
+        assert conninfo_to_dict(database_conninfo(Settings(), alias)) == {
             "dbname": "shop",
             "user": "ann",
             "password": "it's \\secret",
@@ -120,13 +120,13 @@ class TestConninfo:
         indirect=True,
     )  # fmt: skip
     def test_leaves_out_what_is_empty(self, alias: str) -> None:
-        assert conninfo_to_dict(database_conninfo(Settings(DATABASE=alias))) == {"service": "shop"}
+        assert conninfo_to_dict(database_conninfo(Settings(), alias)) == {"service": "shop"}
 
     @pytest.mark.parametrize("alias", [{"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {}}], indirect=True)
     def test_of_a_database_that_is_not_postgresql_is_refused(self, alias: str) -> None:
         with pytest.raises(ConfigurationError, match="database 'other' is sqlite: the feed needs PostgreSQL"):
-            database_conninfo(Settings(DATABASE=alias))
+            database_conninfo(Settings(), alias)
 
     def test_of_an_alias_that_does_not_exist_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="is 'nowhere', which is not in DATABASES"):
-            database_conninfo(Settings(DATABASE="nowhere"))
+            database_conninfo(Settings(), "nowhere")

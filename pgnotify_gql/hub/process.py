@@ -74,7 +74,7 @@ def current_hub() -> Hub:
 
 
 async def _start(process: _Process, settings: Settings) -> None:
-    dsn = database_conninfo(settings)
+    dsn = database_conninfo(settings, settings.DATABASE)
     opened = partial(connect, dsn, session_timeout=0, application_name="pgnotify_gql hub")
     # Both Protocols describe the same channel layer, each the part it needs.
     layer = cast(Layer, channel_layer(settings))

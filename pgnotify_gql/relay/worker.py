@@ -18,7 +18,7 @@ def build_listener(settings: Settings | None = None) -> Listener:
     """Return a listener for the configured database and channel layer.  Raises ConfigurationError."""
     settings = settings or get_settings()
     return Listener(
-        partial(connect, database_conninfo(settings), session_timeout=settings.SESSION_TIMEOUT),
+        partial(connect, database_conninfo(settings, settings.DATABASE), session_timeout=settings.SESSION_TIMEOUT),
         Relay(channel_layer(settings)),
         database=settings.DATABASE,
         polls=settings.WAKE == "poll",
