@@ -1,26 +1,32 @@
--- The trigger function of one watched table.
+-- The trigger function of one watch.
 --
--- Placeholders: function (qualified name), settings (further SET clauses), body (a branch for each kind), bell.
+-- Placeholders: function (qualified name), settings (further SET clauses), tag (of the dollar quotes), suppressed
+-- (value of the setting), branches (what to do for each kind), bell.
 -- Rendered by: pgnotify_gql.capture.render.
 --
 -- SECURITY DEFINER: whoever may write the table needs no right on the journal.  Every name is qualified, and the
--- search_path is fixed besides for what cannot be qualified (output functions of extension types).
+-- search_path is fixed besides for what cannot be qualified (operators, output functions of extension types).
 -- #variable_conflict: the table may have columns named like variables of this function.
 
 create or replace function {function}() returns trigger
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp {settings}
-as $pgnotify_gql$
+as {tag}
 #variable_conflict use_column
 declare
-    pgn_touched bigint;
+    pgn_context pg_catalog.text := pg_catalog.current_setting('pgnotify_gql.context', true);
+    pgn_touched pg_catalog.int8;
+    pgn_decidable pg_catalog.bool;
 begin
-    {body}
+    if pgn_context = {suppressed} then
+        return null;
+    end if;
+    {branches}
     if not found then
         return null;
     end if;
     {bell}
     return null;
 end
-$pgnotify_gql$
+{tag}

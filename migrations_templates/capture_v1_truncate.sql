@@ -1,8 +1,7 @@
 -- TRUNCATE: one change of the whole table, without a key.
 --
--- Placeholders: label.
+-- Placeholders: label, wanted.
 
-if tg_op = 'TRUNCATE' then
-    insert into pgnotify_gql.journal (label, kind, rows, context)
-    values ({label}, 'TRUNCATE', '[[null]]', pg_catalog.current_setting('pgnotify_gql.context', true));
-end if;
+insert into pgnotify_gql.journal (label, kind, rows, context)
+select {label}, 'TRUNCATE', '[[null]]', pgn_context
+where {wanted};

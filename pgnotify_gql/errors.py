@@ -37,6 +37,15 @@ class JournalMissingError(PgnotifyGqlError):
         )
 
 
+class ReadOnlyDatabaseError(PgnotifyGqlError):
+    """The database is a replica, in which nothing can be installed."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
+            f"database '{database}' is a read-only replica: its triggers are those of its primary, install them there"
+        )
+
+
 class InstallError(PgnotifyGqlError):
     """The triggers of a table could not be installed; the table is as it was."""
 

@@ -46,9 +46,10 @@ def shorten(name: str, limit: int) -> str:
     return f"{kept}_{digest}"
 
 
-def trigger_name(kind: str) -> str:
-    """Return the name of a table's trigger for a kind; triggers are named per table."""
-    return f"{TRIGGER_PREFIX}{kind.lower()}"
+def trigger_name(kind: str, label: str = "") -> str:
+    """Return the name of a trigger for a kind, unique on its table, where it may be one of a relative's watch."""
+    suffix = f"_{label.replace('.', '_')}" if label else ""
+    return shorten(f"{TRIGGER_PREFIX}{kind.lower()}{suffix}", IDENTIFIER_BYTES)
 
 
 def function_name(label: str, digest: str) -> str:

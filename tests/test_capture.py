@@ -9,7 +9,7 @@ import pytest
 
 from example.conversations.models import Conversation, Message
 from pgnotify_gql.capture import Kind
-from pgnotify_gql.capture.render import CHUNK_BYTES, CHUNK_ROWS
+from pgnotify_gql.capture.function import CHUNK_BYTES, CHUNK_ROWS
 from pgnotify_gql.capture.watch import Watch
 from tests.support.databases import Database
 from tests.support.watched import LINE_SQL, Item, Line, WatchedTable, install, journal_rows, watched

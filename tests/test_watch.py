@@ -10,9 +10,10 @@ from django.contrib.auth.models import User
 from django.db import models
 
 from pgnotify_gql.capture import Kind, notify_on_model_changes
+from pgnotify_gql.capture.function import triggered_kinds
 from pgnotify_gql.capture.kinds import ALL_KINDS
 from pgnotify_gql.capture.registry import Registry
-from pgnotify_gql.capture.render import render, triggered_kinds
+from pgnotify_gql.capture.render import render
 from pgnotify_gql.capture.watch import Watch
 from pgnotify_gql.errors import WatchError
 from tests.support.databases import Database

@@ -1,52 +1,65 @@
 """
-What PostgreSQL has installed: our triggers, read from its catalogs, and their status against the watches.
+What PostgreSQL has: the tables of watched models, and our triggers on them, read from its catalogs.
 
 A trigger is ours when its function lies in our schema.  Its version is the digest in its comment.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ..errors import JournalMissingError, TableMissingError, WatchError
-from .render import Capture
+from ..errors import JournalMissingError, ReadOnlyDatabaseError, TableMissingError, WatchError
+from .function import named_columns
+from .kinds import Kind
+from .watch import Watch, column_of
 
 REFUSED_RELATIONS = {
     "v": "a view: watch the tables behind it",
     "m": "a materialized view: watch the tables behind it",
     "f": "a foreign table, which other programs change without this database knowing",
-    "p": "a partitioned table, which is not supported yet",
 }
 
+PARTITIONED = "p"
+FOREIGN = "f"
+
+# Clones, which PostgreSQL makes on partitions, follow the trigger they were made from.
 INSTALLED_TRIGGERS = """
-    select c.oid, n.nspname, c.relname, t.tgname, t.tgenabled, p.proname,
+    select c.oid, c.oid::regclass::text, t.tgname, t.tgenabled::text, p.proname,
            coalesce(obj_description(t.oid, 'pg_trigger'), '')
     from pg_trigger t
     join pg_proc p on p.oid = t.tgfoid
     join pg_namespace pn on pn.oid = p.pronamespace and pn.nspname = 'pgnotify_gql'
     join pg_class c on c.oid = t.tgrelid
-    join pg_namespace n on n.oid = c.relnamespace
-    where not t.tgisinternal
-    order by n.nspname, c.relname, t.tgname
+    where not t.tgisinternal and t.tgparentid = 0
+    order by 2, t.tgname
 """
 
 FIRING = frozenset("OA")
 """``tgenabled`` of triggers that fire for ordinary sessions: not D (disabled) and not R (replicas only)."""
 
+ALWAYS = "A"
+"""``tgenabled`` of triggers that fire in whatever role a session is."""
+
 RELATION = """
-    select c.oid, c.relkind::text,
-           (select string_agg(i.inhrelid::regclass::text || ' inherits from ' || i.inhparent::regclass::text, ', ')
-            from pg_inherits i where c.oid in (i.inhrelid, i.inhparent)),
+    select c.oid, c.relkind::text, exists (select from pg_inherits i where i.inhrelid = c.oid),
            array(select a.attname::text from pg_attribute a
                  where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
            array(select a.attname::text from pg_attribute a
                  where a.attrelid = c.oid and a.attgenerated = 'v')
     from pg_class c where c.oid = to_regclass(%s)
+"""
+
+DESCENDANTS = """
+    with recursive descendants (oid) as (
+        select inhrelid from pg_inherits where inhparent = %s
+        union
+        select i.inhrelid from pg_inherits i join descendants d on i.inhparent = d.oid
+    )
+    select c.oid, c.oid::regclass::text, c.relkind::text
+    from descendants join pg_class c using (oid) order by 2
 """
 
 FUNCTIONS = """
@@ -66,27 +79,53 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class InstalledTrigger:
-    """One of our triggers, as it stands in the database."""
+    """One of our triggers, as it stands in the database; its table is named so that it can stand in SQL."""
 
+    table_oid: int
+    table: str
     name: str
-    enabled: bool
+    enabled: str
     function: str
     comment: str
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table that carries our triggers."""
-
-    oid: int
-    schema: str
-    name: str
-    triggers: tuple[InstalledTrigger, ...]
+    @property
+    def fires(self) -> bool:
+        """Return whether it fires for ordinary sessions."""
+        return self.enabled in FIRING
 
     @property
     def label(self) -> str:
-        """Return the label in the comment of its triggers: which model they were made for."""
-        return next((t.comment.split()[2] for t in self.triggers if len(t.comment.split()) > 2), self.name)
+        """Return the label in its comment: which model it was made for."""
+        words = self.comment.split()
+        return words[2] if len(words) > 2 else self.table
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A watched model's table, and the tables that inherit from it or are partitions of it."""
+
+    oid: int
+    table: str
+    partitioned: bool
+    has_parent: bool
+    descendants: tuple[tuple[int, str], ...]
+
+    @property
+    def has_relatives(self) -> bool:
+        """Return whether statements that are aimed at another table may change its rows."""
+        return self.partitioned or self.has_parent or bool(self.descendants)
+
+    @property
+    def family(self) -> tuple[tuple[int, str], ...]:
+        """Return oid and name of the table and of all that descend from it."""
+        return ((self.oid, self.table), *self.descendants)
+
+    def carriers(self, kind: Kind) -> tuple[tuple[int, str], ...]:
+        """Return the tables that need a trigger for a kind."""
+        # PostgreSQL clones row-level triggers to partitions, also to those attached later, but a TRUNCATE trigger
+        # is never one, and nothing is cloned to tables that inherit.
+        cloned = self.partitioned and kind is not Kind.TRUNCATE
+        return self.family[:1] if cloned else self.family
 
 
 def require_journal(connection: BaseDatabaseWrapper) -> None:
@@ -97,14 +136,19 @@ def require_journal(connection: BaseDatabaseWrapper) -> None:
             raise JournalMissingError(connection.alias)
 
 
-def installed_tables(connection: BaseDatabaseWrapper) -> dict[int, Table]:
-    """Return every table with triggers of ours, by oid."""
-    found: defaultdict[tuple[int, str, str], list[InstalledTrigger]] = defaultdict(list)
+def require_primary(connection: BaseDatabaseWrapper) -> None:
+    """Raise ReadOnlyDatabaseError for a replica: what is installed on its primary comes to it by itself."""
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_is_in_recovery()")
+        if cursor.fetchone()[0]:
+            raise ReadOnlyDatabaseError(connection.alias)
+
+
+def installed_triggers(connection: BaseDatabaseWrapper) -> list[InstalledTrigger]:
+    """Return every trigger of ours, ordered by table and name."""
     with connection.cursor() as cursor:
         cursor.execute(INSTALLED_TRIGGERS)
-        for oid, schema, table, name, enabled, function, comment in cursor.fetchall():
-            found[oid, schema, table].append(InstalledTrigger(name, enabled in FIRING, function, comment))
-    return {oid: Table(oid, schema, name, tuple(triggers)) for (oid, schema, name), triggers in found.items()}
+        return [InstalledTrigger(*columns) for columns in cursor.fetchall()]
 
 
 def installed_functions(connection: BaseDatabaseWrapper) -> list[str]:
@@ -114,49 +158,46 @@ def installed_functions(connection: BaseDatabaseWrapper) -> list[str]:
         return [name for (name,) in cursor.fetchall()]
 
 
-def table_oid(connection: BaseDatabaseWrapper, capture: Capture) -> int:
-    """Return the oid of a watch's table.  Raises WatchError when there is none, or none that can be captured."""
+def find_relation(connection: BaseDatabaseWrapper, watch: Watch) -> Relation:
+    """Return a watch's table.  Raises WatchError when there is none, or none that can be captured."""
+    table = connection.ops.quote_name(watch.model._meta.db_table)
+    named = [*named_columns(watch), *(column_of(field) for field in watch.condition_fields)]
     with connection.cursor() as cursor:
-        cursor.execute(RELATION, [capture.table])
+        cursor.execute(RELATION, [table])
         found = cursor.fetchone()
-    label = capture.watch.label
-    if found is None:
-        raise TableMissingError(
-            f"the table {capture.table} of {label} does not exist in database '{connection.alias}': "
-            "run `manage.py makemigrations` and `manage.py migrate` first"
-        )
-    oid, relation, inheritance, columns, virtual = found
-    if relation in REFUSED_RELATIONS:
-        raise WatchError(f"{label} cannot be watched: {capture.table} is {REFUSED_RELATIONS[relation]}")
-    if inheritance:
-        # A statement aimed at a parent fires no statement trigger of the child whose rows it changes.
-        raise WatchError(f"{label} cannot be watched: {inheritance}, and inheritance is not supported yet")
-    missing = [column for column in capture.columns if column not in columns]
+        if found is None:
+            raise TableMissingError(
+                f"the table {table} of {watch.label} does not exist in database '{connection.alias}': "
+                "run `manage.py makemigrations` and `manage.py migrate` first"
+            )
+        oid, relkind, has_parent, columns, virtual = found
+        cursor.execute(DESCENDANTS, [oid])
+        descendants = cursor.fetchall()
+    if relkind in REFUSED_RELATIONS:
+        raise WatchError(f"{watch.label} cannot be watched: {table} is {REFUSED_RELATIONS[relkind]}")
+    for _, name, kind in descendants:
+        if kind == FOREIGN:
+            raise WatchError(
+                f"{watch.label} cannot be watched: {name}, which belongs to {table}, is {REFUSED_RELATIONS[FOREIGN]}"
+            )
+    _require_columns(watch, named, table, connection.alias, columns, virtual)
+    return Relation(
+        oid, table, relkind == PARTITIONED, has_parent, tuple((child, name) for child, name, _ in descendants)
+    )
+
+
+def _require_columns(
+    watch: Watch, named: list[str], table: str, database: str, columns: list[str], virtual: list[str]
+) -> None:
+    missing = [column for column in dict.fromkeys(named) if column not in columns]
     if missing:
-        # The trigger function would fail every write.
         raise TableMissingError(
-            f"the table {capture.table} of {label} has no column {', '.join(missing)} in database "
-            f"'{connection.alias}': run `manage.py makemigrations` and `manage.py migrate` first"
+            f"the table {table} of {watch.label} has no column {', '.join(missing)} in database "
+            f"'{database}': run `manage.py makemigrations` and `manage.py migrate` first"
         )
-    uncomputed = [column for column in capture.columns if column in virtual]
+    uncomputed = [column for column in dict.fromkeys(named) if column in virtual]
     if uncomputed:
         raise WatchError(
-            f"{label} cannot be watched with column {', '.join(uncomputed)} of {capture.table}: PostgreSQL does not "
-            "compute virtual generated columns in triggers; leave it out of columns=, or make it a stored one"
+            f"{watch.label} cannot be watched with column {', '.join(uncomputed)} of {table}: PostgreSQL does not "
+            "compute virtual generated columns in triggers; leave it out of the watch, or make it a stored one"
         )
-    return int(oid)
-
-
-def status(capture: Capture, table: Table | None) -> Status:
-    """Return how the triggers on a watch's table compare with what the watch renders to."""
-    if table is None:
-        return Status.MISSING
-    expected = {(trigger.name, capture.function, capture.comment, True) for trigger in capture.triggers}
-    present = {(t.name, t.function, t.comment, t.enabled) for t in table.triggers}
-    return Status.INSTALLED if present == expected else Status.OUTDATED
-
-
-def orphans(tables: Iterable[Table], watched_oids: Iterable[int]) -> list[Table]:
-    """Return the tables that have triggers of ours but no watch."""
-    watched = set(watched_oids)
-    return [table for table in tables if table.oid not in watched]

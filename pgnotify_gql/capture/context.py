@@ -14,6 +14,8 @@ from django.db import connections, transaction
 
 CONTEXT_SETTING = "pgnotify_gql.context"
 
+SUPPRESSED = "suppressed"
+
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 

@@ -1,51 +1,53 @@
 """
 Bring the triggers of a database in step with the watches.
 
-A plan compares digests first and touches only what differs.  Each table is one transaction with a short lock
-timeout: creating a trigger needs a lock that waits behind every open write transaction and makes every later one
-wait behind it, so it gives up quickly and tries again.  New triggers replace old ones in one statement, so no write
-passes uncaptured.  On failure the table is as it was.
+A plan compares digests first and touches only what differs.  Each watch is one transaction, in which new triggers
+replace old ones, so no write passes uncaptured; on failure its table is as it was.  How a busy table is locked without
+anybody having to wait for it is a concern of its own, see ``locking``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from django.db import OperationalError, transaction
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg import errors, sql
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from psycopg import sql
 
 from .. import names
-from ..errors import InstallError, PgnotifyGqlError, WatchError
+from ..errors import PgnotifyGqlError, WatchError
 from . import catalog
-from .catalog import Status, Table
-from .render import Capture, render
+from .catalog import ALWAYS, InstalledTrigger, Relation, Status
+from .condition import condition_sql, require_evaluable
+from .function import triggered_kinds
+from .locking import ATTEMPTS, LOCK_TIMEOUT, LockMode, lock_tables, try_again
+from .render import Capture, Trigger, render
 from .watch import Watch
 
 logger = logging.getLogger("pgnotify_gql.capture")
 
-LOCK_TIMEOUT = 0.5
-"""Seconds that installing may queue for a table, and so the longest it can make writers of that table wait."""
-
-ATTEMPTS = 10
-"""Tries a table before giving up; the pauses between them add up to about 20 s."""
-
-LONGEST_PAUSE = 4.0
-"""Seconds between two tries, at most."""
+Key = tuple[int, str]
+"""A trigger's table, by oid, and its name."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one table needs: its status, and the statements that make it INSTALLED (none when it is)."""
+    """What one watch needs: its status, and the statements that make it INSTALLED (none when it is)."""
 
     label: str
     table: str
     status: Status
     statements: Sequence[str]
     detail: str = ""
+    table_oids: Sequence[int] = ()
+
+    @property
+    def lock_mode(self) -> LockMode:
+        """Return the strongest lock that the statements need: taken at once, it is waited for only once."""
+        drops = any(statement.startswith("drop trigger") for statement in self.statements)
+        return LockMode.ACCESS_EXCLUSIVE if drops else LockMode.SHARE_ROW_EXCLUSIVE
 
 
 @dataclass
@@ -62,49 +64,67 @@ class Plan:
         return [step for step in self.steps if step.statements]
 
 
+@dataclass(frozen=True)
+class _Target:
+    """What a watch wants to have in the database."""
+
+    capture: Capture
+    relation: Relation
+    triggers: Mapping[Key, Trigger]
+
+
 def plan_install(connection: BaseDatabaseWrapper, watches: Iterable[Watch], *, rings: bool = True) -> Plan:
     """
-    Return what installing would do: a step for each watch, and one for each orphaned table.
+    Return what installing would do: a step for each watch, and one for each table with triggers that no watch wants.
 
-    Watches that cannot be captured are listed in ``errors``.  Raises JournalMissingError.
+    Watches that cannot be captured are listed in ``errors``.  Raises JournalMissingError, ReadOnlyDatabaseError.
     """
+    catalog.require_primary(connection)
     catalog.require_journal(connection)
-    tables = catalog.installed_tables(connection)
+    installed = catalog.installed_triggers(connection)
     plan = Plan(connection.alias)
-    watched: dict[int, Capture] = {}
+    targets: dict[int, _Target] = {}
     failed: set[str] = set()
     for watch in watches:
         try:
-            capture = render(watch, rings=rings)
-            oid = catalog.table_oid(connection, capture)
-            if oid in watched:
-                raise _watched_twice(capture, watched[oid])
+            target = _target(connection, watch, rings)
+            if target.relation.oid in targets:
+                raise _watched_twice(target, targets[target.relation.oid])
         except PgnotifyGqlError as error:
             plan.errors.append(error)
             failed.add(watch.label)
             continue
-        watched[oid] = capture
-        plan.steps.append(_install_step(capture, tables.get(oid)))
-    # A table that was renamed and replaced by a new one keeps its triggers, and they the function of the new table's.
-    used = {capture.function for capture in watched.values()}
-    plan.steps += [
-        _removal_step(table, Status.ORPHANED, used)
-        for table in catalog.orphans(tables.values(), watched)
-        # A mistake in a watch must not end the capture that is in place.
-        if table.label not in failed
-    ]
+        targets[target.relation.oid] = target
+    wanted = {key for target in targets.values() for key in target.triggers}
+    functions = {target.capture.function for target in targets.values()}
+    claimed: set[Key] = set()
+    for oid, target in targets.items():
+        # Whatever else of ours is on the table itself was left there by an earlier version of the watch.
+        own = [t for t in installed if _key(t) in target.triggers or (t.table_oid == oid and _key(t) not in wanted)]
+        claimed.update(map(_key, own))
+        kept = functions | {t.function for t in installed if t not in own}
+        plan.steps.append(_install_step(target, own, kept))
+    orphans = [t for t in installed if _key(t) not in claimed and t.label not in failed]
+    kept = functions | {t.function for t in installed if t not in orphans}
+    plan.steps += _removal_steps(orphans, Status.ORPHANED, kept)
     return plan
 
 
 def plan_uninstall(connection: BaseDatabaseWrapper, labels: Sequence[str] = ()) -> Plan:
-    """Return what removing would do: every table with triggers of ours, or those of `labels` only."""
-    tables = catalog.installed_tables(connection).values()
+    """
+    Return what removing would do: every table with triggers of ours, or those made for `labels` only.
+
+    Raises ReadOnlyDatabaseError.
+    """
+    catalog.require_primary(connection)
+    installed = catalog.installed_triggers(connection)
+    removed = [t for t in installed if not labels or t.label in labels]
     plan = Plan(connection.alias)
-    plan.steps = [_removal_step(table, Status.INSTALLED) for table in tables if not labels or table.label in labels]
+    plan.steps = _removal_steps(removed, Status.INSTALLED, {t.function for t in installed if t not in removed})
     plan.errors = [
         WatchError(f"{label} has no triggers in database '{connection.alias}'")
         for label in labels
-        if label not in {table.label for table in tables}
+        if label not in {t.label for t in removed}
     ]
     return plan
 
@@ -122,122 +142,132 @@ def execute(
 
     `waiting` is called with the number of the try that failed.  Raises InstallError after the last try.
     """
-    retrying = Retrying(
-        stop=stop_after_attempt(attempts),
-        wait=wait_random_exponential(multiplier=lock_timeout, max=LONGEST_PAUSE),
-        retry=retry_if_exception(_lock_not_to_be_had),
-        before_sleep=lambda state: waiting(state.attempt_number),
-        reraise=True,
-    )
-    try:
-        for attempt in retrying:
-            with attempt:
-                _run(connection, step, lock_timeout)
-    except OperationalError as error:
-        if not _lock_not_to_be_had(error):
-            raise
-        raise InstallError(
-            f"{step.table} was locked by other transactions in each of {attempts} tries of {lock_timeout:g} s: "
-            "nothing was changed; try again when it is less busy, or with a larger --lock-timeout"
-        ) from error
+    try_again(
+        lambda: _run(connection, step, lock_timeout),
+        table=step.table, lock_timeout=lock_timeout, attempts=attempts, waiting=waiting,
+    )  # fmt: skip
     logger.info("triggers of %s on %s brought in step", step.label, step.table)
 
 
 def drop_unused_functions(connection: BaseDatabaseWrapper) -> list[str]:
     """Drop trigger functions that no trigger uses any more; return their names."""
-    used = {t.function for table in catalog.installed_tables(connection).values() for t in table.triggers}
+    used = {t.function for t in catalog.installed_triggers(connection)}
     unused = [name for name in catalog.installed_functions(connection) if name not in used]
     with connection.cursor() as cursor:
         for name in unused:
-            cursor.execute(_sql("drop function {}()", sql.Identifier(names.SCHEMA, name)))
+            cursor.execute(_drop_function(name))
     return unused
 
 
 def _run(connection: BaseDatabaseWrapper, step: Step, lock_timeout: float) -> None:
-    with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-        cursor.execute("select set_config('lock_timeout', %s, true)", [f"{int(lock_timeout * 1000)}ms"])
-        cursor.execute("select pg_advisory_xact_lock(%s, %s)", [names.LOCK_CLASS, names.INSTALL_LOCK])
-        for statement in step.statements:
-            cursor.execute(statement)
+    with transaction.atomic(using=connection.alias):
+        lock_tables(connection, step.table_oids, step.lock_mode, lock_timeout)
+        with connection.cursor() as cursor:
+            for statement in step.statements:
+                cursor.execute(statement)
 
 
-def _lock_not_to_be_had(error: BaseException) -> bool:
-    return isinstance(error, OperationalError) and isinstance(
-        error.__cause__, errors.LockNotAvailable | errors.DeadlockDetected
-    )
+def _target(connection: BaseDatabaseWrapper, watch: Watch, rings: bool) -> _Target:
+    relation = catalog.find_relation(connection, watch)
+    condition = None if watch.condition is None else condition_sql(watch, connection)
+    if condition is not None:
+        require_evaluable(watch, connection, relation.oid, condition)
+    capture = render(watch, condition=condition, rings=rings, by_row=relation.has_relatives or watch.replicated)
+    triggers = {
+        (oid, trigger.name): trigger
+        for kind in triggered_kinds(watch)
+        for oid, table in relation.carriers(kind)
+        for trigger in [capture.trigger(kind, table)]
+    }
+    return _Target(capture, relation, triggers)
 
 
-def _watched_twice(capture: Capture, other: Capture) -> WatchError:
+def _key(trigger: InstalledTrigger) -> Key:
+    return trigger.table_oid, trigger.name
+
+
+def _watched_twice(target: _Target, other: _Target) -> WatchError:
     return WatchError(
-        f"{capture.watch.label} and {other.watch.label} are both watched and share the table {capture.table}: "
-        "keep one watch a table"
+        f"{target.capture.watch.label} and {other.capture.watch.label} are both watched and share the table "
+        f"{target.relation.table}: keep one watch a table"
     )
 
 
-def _install_step(capture: Capture, table: Table | None) -> Step:
-    status = catalog.status(capture, table)
-    if status is Status.INSTALLED:
-        return Step(capture.watch.label, capture.table, status, ())
-    present = {trigger.name for trigger in table.triggers} if table else set()
-    functions = {trigger.function for trigger in table.triggers} if table else set()
-    wanted = {trigger.name for trigger in capture.triggers}
+def _install_step(target: _Target, present: Sequence[InstalledTrigger], kept: Collection[str]) -> Step:
+    capture, watch = target.capture, target.capture.watch
+    current = {_key(t) for t in present if _is_current(t, capture)}
+    differing = {key: trigger for key, trigger in target.triggers.items() if key not in current}
+    surplus = [t for t in present if _key(t) not in target.triggers]
+    if not differing and not surplus:
+        return Step(watch.label, target.relation.table, Status.INSTALLED, ())
     statements = []
-    if capture.function not in functions:
+    if not current:
         statements.append(capture.create_function)
-    for trigger in capture.triggers:
-        statements += [trigger.create, _comment(trigger.name, capture)]
-    statements += [_drop_trigger(name, capture.table) for name in sorted(present - wanted)]
-    statements += [
-        _enable(trigger.name, capture.table) for trigger in capture.triggers if _disabled(trigger.name, table)
-    ]
-    statements += [_drop_function(name) for name in sorted(functions - {capture.function})]
-    return Step(capture.watch.label, capture.table, status, statements, _difference(capture, table))
+    for trigger in differing.values():
+        statements += [trigger.create, _comment(trigger, capture), *_enable_always(trigger, watch)]
+    statements += [_drop_trigger(t) for t in surplus]
+    statements += [_drop_function(name) for name in sorted({t.function for t in present}.difference(kept))]
+    status = Status.OUTDATED if present else Status.MISSING
+    oids = [oid for oid, _ in target.relation.family]
+    return Step(watch.label, target.relation.table, status, statements, _difference(target, present), oids)
 
 
-def _removal_step(table: Table, status: Status, used: Collection[str] = ()) -> Step:
-    qualified = sql.Identifier(table.schema, table.name).as_string(None)
-    statements = [_drop_trigger(trigger.name, qualified) for trigger in table.triggers]
-    functions = {trigger.function for trigger in table.triggers}
-    statements += [_drop_function(name) for name in sorted(functions.difference(used))]
-    return Step(table.label, qualified, status, statements, "no watch" if status is Status.ORPHANED else "")
+def _removal_steps(triggers: Iterable[InstalledTrigger], status: Status, kept: Collection[str]) -> list[Step]:
+    tables: dict[int, list[InstalledTrigger]] = {}
+    for trigger in triggers:
+        tables.setdefault(trigger.table_oid, []).append(trigger)
+    steps = []
+    for oid, own in tables.items():
+        later = {t.function for t in triggers if t.table_oid != oid}
+        unused = sorted({t.function for t in own}.difference(kept, later))
+        statements = [_drop_trigger(t) for t in own] + [_drop_function(name) for name in unused]
+        detail = "no watch" if status is Status.ORPHANED else ""
+        steps.append(Step(own[0].label, own[0].table, status, statements, detail, [oid]))
+    return steps
 
 
-def _difference(capture: Capture, table: Table | None) -> str:
-    if table is None:
+def _is_current(trigger: InstalledTrigger, capture: Capture) -> bool:
+    enabled = trigger.enabled == ALWAYS if capture.watch.replicated else trigger.fires
+    return enabled and (trigger.function, trigger.comment) == (capture.function, capture.comment)
+
+
+def _difference(target: _Target, present: Sequence[InstalledTrigger]) -> str:
+    if not present:
         return "no triggers"
-    disabled = [trigger.name for trigger in table.triggers if not trigger.enabled]
+    disabled = [t.name for t in present if not t.fires]
     if disabled:
         return f"disabled: {', '.join(disabled)}"
-    present, wanted = {t.name for t in table.triggers}, {t.name for t in capture.triggers}
-    if present != wanted:
-        return f"has {', '.join(sorted(present))}; needs {', '.join(sorted(wanted))}"
+    there = {_key(t): f"{t.name} on {t.table}" for t in present}
+    wanted = {key: f"{trigger.name} on {trigger.table}" for key, trigger in target.triggers.items()}
+    lacking = [name for key, name in wanted.items() if key not in there]
+    surplus = [name for key, name in there.items() if key not in wanted]
+    parts = [f"{what} {', '.join(found)}" for what, found in (("lacks", lacking), ("has no use for", surplus)) if found]
+    if parts:
+        return "; ".join(parts)
     return "made by another version of the watch or of this package"
 
 
-def _disabled(name: str, table: Table | None) -> bool:
-    return table is not None and any(t.name == name and not t.enabled for t in table.triggers)
-
-
-def _comment(trigger: str, capture: Capture) -> str:
+def _comment(trigger: Trigger, capture: Capture) -> str:
     return _sql(
-        "comment on trigger {} on {} is {}", sql.Identifier(trigger), _raw(capture.table), sql.Literal(capture.comment)
-    )
+        "comment on trigger {} on {} is {}",
+        sql.Identifier(trigger.name), sql.SQL(trigger.table), sql.Literal(capture.comment),
+    )  # fmt: skip
 
 
-def _enable(trigger: str, table: str) -> str:
-    return _sql("alter table {} enable trigger {}", _raw(table), sql.Identifier(trigger))
+def _enable_always(trigger: Trigger, watch: Watch) -> list[str]:
+    if not watch.replicated:
+        return []
+    return [
+        _sql("alter table {} enable always trigger {}", sql.SQL(trigger.table), sql.Identifier(trigger.name)),
+    ]
 
 
-def _drop_trigger(trigger: str, table: str) -> str:
-    return _sql("drop trigger {} on {}", sql.Identifier(trigger), _raw(table))
+def _drop_trigger(trigger: InstalledTrigger) -> str:
+    return _sql("drop trigger {} on {}", sql.Identifier(trigger.name), sql.SQL(trigger.table))
 
 
 def _drop_function(name: str) -> str:
     return _sql("drop function if exists {}()", sql.Identifier(names.SCHEMA, name))
-
-
-def _raw(quoted: str) -> sql.SQL:
-    return sql.SQL(quoted)  # a table name that sql.Identifier has quoted before
 
 
 def _sql(text: str, *parts: sql.Composable) -> str:

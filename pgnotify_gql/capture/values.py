@@ -9,12 +9,21 @@ PostgreSQL wrote: one such row must not end the feed of all others.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.db.models import BinaryField, Field, JSONField
+
+MISSING = "pgnotify_gql_missing"
+"""Key of the JSON object that stands in an image for a column which the table no longer has."""
+
+
+def image_settings(fields: Iterable[Field[Any, Any]]) -> dict[str, str]:
+    """Return the settings of PostgreSQL under which the text of these fields can be decoded."""
+    return {"bytea_output": "hex", "intervalstyle": "postgres", "timezone": "UTC"}
 
 
 def decode(field: Field[Any, Any], raw: Any) -> Any:

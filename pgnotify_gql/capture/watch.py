@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from django.core.exceptions import FieldDoesNotExist
 from django.db import router
-from django.db.models import Field, Model
+from django.db.models import Field, GeneratedField, Model, Q
 
 from ..errors import WatchError
 from .kinds import ALL_KINDS, Kind
@@ -25,9 +25,17 @@ Columns = Sequence[str] | Literal["__all__"] | None
 
 
 def column_of(field: Field[Any, Any]) -> str:
-    """Return the column of a concrete field; Django's type also covers fields without one."""
-    assert field.column is not None
-    return field.column
+    """
+    Return the name that PostgreSQL knows the column of a concrete field by.
+
+    As in Django, a ``db_column`` that begins and ends with quotes is taken as quoted already, and a quote within a name
+    is written twice in either case.
+    """
+    assert field.column is not None, "Django's type also covers fields without a column"
+    name = field.column
+    if name.startswith('"') and name.endswith('"'):
+        name = name[1:-1]
+    return name.replace('""', '"')
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,18 @@ class Watch:
     Captures `kinds` of changes of `model`.
 
     `columns` names the fields whose old and new values are captured beside the key: none by default, a list of
-    field names, or ``"__all__"``.
+    field names, or ``"__all__"``, from which `exclude` takes away.  With `update_of` an UPDATE counts only when one of
+    these fields changed; with `condition` a change counts only when the row fulfils it, before or after.  `replicated`
+    tables are captured row by row, also what logical replication writes.
     """
 
     model: type[Model]
     columns: tuple[str, ...] | Literal["__all__"] = ()
     kinds: frozenset[Kind] = ALL_KINDS
+    exclude: tuple[str, ...] = ()
+    update_of: tuple[str, ...] = ()
+    condition: Q | None = None
+    replicated: bool = False
 
     @property
     def label(self) -> str:
@@ -59,14 +73,28 @@ class Watch:
 
         Raises WatchError for a name that is no column of the model's table.
         """
-        if self.columns == "__all__":
-            return self._local_fields
-        return tuple(self._field(name) for name in self.columns)
+        if self.columns != "__all__":
+            return tuple(self._field(name) for name in self.columns)
+        excluded = {self._field(name) for name in self.exclude}
+        return tuple(field for field in self.local_fields if field not in excluded and not _is_virtual(field))
 
     @cached_property
-    def _local_fields(self) -> tuple[Field[Any, Any], ...]:
-        # Without those a child model has from its parent: they are in the parent's table, and a trigger function
-        # that named them would fail every write.
+    def decisive_fields(self) -> tuple[Field[Any, Any], ...]:
+        """Return the fields of `update_of`.  Raises WatchError for a name that is no column of the model's table."""
+        return tuple(self._field(name) for name in self.update_of)
+
+    @cached_property
+    def condition_fields(self) -> tuple[Field[Any, Any], ...]:
+        """Return the fields of the model's own table that `condition` names."""
+        names = set() if self.condition is None else set(self.condition.referenced_base_fields)
+        if "pk" in names:
+            names.update(field.name for field in self.key_fields)
+        return tuple(field for field in self.local_fields if names & {field.name, field.attname})
+
+    @cached_property
+    def local_fields(self) -> tuple[Field[Any, Any], ...]:
+        """Return the fields that have a column in the model's own table."""
+        # Without those a child model has from its parent: they are in the parent's table.
         concrete = self.model._meta.concrete_model or self.model
         return tuple(concrete._meta.local_concrete_fields)
 
@@ -112,13 +140,18 @@ class Watch:
             field = self.model._meta.get_field(name)
         except FieldDoesNotExist as error:
             raise WatchError(self._unknown(name)) from error
-        if field not in self._local_fields:
+        if field not in self.local_fields:
             raise WatchError(self._unknown(name))
         return field
 
     def _unknown(self, name: str) -> str:
-        known = ", ".join(field.name for field in self._local_fields)
+        known = ", ".join(field.name for field in self.local_fields)
         return (
             f"the watch of {self.label} names the column '{name}', which its table does not have: "
             f'use one of {known}, or "__all__"'
         )
+
+
+def _is_virtual(field: Field[Any, Any]) -> bool:
+    # PostgreSQL does not compute virtual columns for triggers.
+    return isinstance(field, GeneratedField) and not getattr(field, "db_persist", True)

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from ..capture.installer import LOCK_TIMEOUT
+from ..capture.locking import LOCK_TIMEOUT
 
 SHORTEST = 0.001
 """Seconds: PostgreSQL counts whole milliseconds, and takes 0 for no limit at all."""

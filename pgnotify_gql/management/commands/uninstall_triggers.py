@@ -38,7 +38,7 @@ class Command(BaseCommand):
                     continue
                 execute(connection, step, lock_timeout=options["lock_timeout"])
                 self.stdout.write(f"{step.label}: removed from {step.table}")
-            if not options["dry_run"] and not options["models"]:
+            if not options["dry_run"]:
                 drop_unused_functions(connection)
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
