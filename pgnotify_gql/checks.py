@@ -6,7 +6,7 @@ Ids are stable.  Those that ask the database run with ``manage.py check --databa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -14,12 +14,14 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
 from django.db import Error as DatabaseError
 from django.db import connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
 from . import conf
 from .capture.catalog import Status
-from .capture.installer import plan_install
+from .capture.installer import Plan, plan_install
 from .capture.registry import registry
+from .capture.watch import Watch
 from .errors import JournalMissingError, TableMissingError, WatchError
 
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
@@ -27,44 +29,83 @@ IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
 @register()
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """E001: a mistake in PGNOTIFY_GQL. E002: an alias in it that does not exist."""
+    """E001: a mistake in PGNOTIFY_GQL. E002: an alias in it does not exist, or leads where another does."""
     values = getattr(django_settings, conf.NAME, {})
     mistakes = conf.find_mistakes(values)
     if mistakes:
         return [Error(mistake, id="pgnotify_gql.E001") for mistake in mistakes]
-    found: list[CheckMessage] = []
-    settings = conf.read(values)
-    if settings.DATABASE not in connections:
-        found.append(
-            Error(
-                f"{conf.NAME}['DATABASE'] is '{settings.DATABASE}', which is not in DATABASES",
-                id="pgnotify_gql.E002",
+    aliases = conf.read(values).DATABASES
+    unknown = [conf.unknown_alias(alias) for alias in aliases if alias not in connections]
+    return [Error(mistake, id="pgnotify_gql.E002") for mistake in unknown + _same_database(aliases)]
+
+
+def _same_database(aliases: Sequence[str]) -> list[str]:
+    """
+    Return a sentence for each alias that leads where one before it does.
+
+    A listener would lead there under one of the names only, and changes of the other's models would reach nobody.  A
+    mirror leads to the database it mirrors only while tests run, and is left alone.
+    """
+    mistakes = []
+    known: dict[tuple[str, ...], str] = {}
+    for alias in aliases:
+        if alias not in connections or connections[alias].settings_dict["TEST"].get("MIRROR"):
+            continue
+        place = _place(connections[alias].settings_dict)
+        first = known.setdefault(place, alias)
+        if first != alias:
+            mistakes.append(
+                f"{conf.NAME}['DATABASES'] names '{first}' and '{alias}', which lead to the same database: name the "
+                "one to which the router writes"
             )
-        )
-    return found
+    return mistakes
+
+
+def _place(database: Mapping[str, Any]) -> tuple[str, ...]:
+    service = database.get("OPTIONS", {}).get("service")
+    return tuple(str(part or "") for part in (database["NAME"], database["HOST"], database["PORT"], service))
 
 
 @register()
 def check_watches(**kwargs: Any) -> list[CheckMessage]:
-    """E003: a watch that names unknown columns. E004: a watched model whose database is not PostgreSQL."""
+    """
+    E003: a watch that names unknown columns.
+
+    E004: a watched model whose database is not PostgreSQL.  E006: one whose database is not followed.
+    """
     found: list[CheckMessage] = []
     for watch in registry:
         try:
             watch.fields  # noqa: B018  (resolves the names)
         except WatchError as error:
             found.append(Error(str(error), obj=watch.model, id="pgnotify_gql.E003"))
-        alias = router.db_for_write(watch.model)
-        if connections[alias].vendor != "postgresql":
-            found.append(
-                Error(
-                    f"{watch.label} is watched, but its database '{alias}' is {connections[alias].vendor}",
-                    hint="Triggers and the journal need PostgreSQL: use django.db.backends.postgresql, "
-                    "or remove notify_on_model_changes() from this model.",
-                    obj=watch.model,
-                    id="pgnotify_gql.E004",
-                )
-            )
+        found += _check_database_of(watch)
     return found
+
+
+def _check_database_of(watch: Watch) -> list[CheckMessage]:
+    alias = router.db_for_write(watch.model)
+    if alias in connections and connections[alias].vendor != "postgresql":
+        return [
+            Error(
+                f"{watch.label} is watched, but its database '{alias}' is {connections[alias].vendor}",
+                hint="Triggers and the journal need PostgreSQL: use django.db.backends.postgresql, "
+                "or remove notify_on_model_changes() from this model.",
+                obj=watch.model,
+                id="pgnotify_gql.E004",
+            )
+        ]
+    values = getattr(django_settings, conf.NAME, {})
+    if conf.find_mistakes(values) or alias in conf.read(values).DATABASES:
+        return []
+    return [
+        Error(
+            f"{watch.label} is watched, but its database '{alias}', to which the router writes it, is not followed",
+            hint=f"Add '{alias}' to {conf.NAME}['DATABASES'], or remove notify_on_model_changes() from this model.",
+            obj=watch.model,
+            id="pgnotify_gql.E006",
+        )
+    ]
 
 
 @register()
@@ -99,37 +140,68 @@ def check_triggers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> 
     """
     W002: the journal is missing. W003: triggers out of step. W004: a watch that cannot be captured.
 
-    Warnings, because `migrate` runs this check before it mends what it finds, and errors would stop it.
+    W006: writers ring, on a server that has two-phase commit.  A server in recovery has what its primary has, and is
+    not asked.  Warnings, because `migrate` runs this check before it mends what it finds, and errors would stop it.
     """
     found: list[CheckMessage] = []
     if conf.find_mistakes(getattr(django_settings, conf.NAME, {})):
         return found  # check_settings reports them
+    rings = conf.get_settings().WAKE == "notify"
     for alias in databases or ():
         connection = connections[alias]
         watches = [watch for watch in registry if router.allow_migrate_model(alias, watch.model)]
         if connection.vendor != "postgresql" or not watches:
             continue
         try:
-            if not MigrationRecorder(connection).has_table():
-                continue  # a new database, about to be migrated
-            plan = plan_install(connection, watches, rings=conf.get_settings().WAKE == "notify")
+            if _is_standby(connection) or not MigrationRecorder(connection).has_table():
+                continue  # or a new database, about to be migrated
+            found += _check_plan(plan_install(connection, watches, rings=rings))
+            found += _check_two_phase_commit(connection) if rings else []
         except JournalMissingError as error:
             found.append(CheckWarning(str(error), id="pgnotify_gql.W002"))
-            continue
         except DatabaseError:
             continue  # Django's own checks report a database that is down
-        found += [
-            CheckWarning(str(error), id="pgnotify_gql.W004")
-            for error in plan.errors
-            if not isinstance(error, TableMissingError)
-        ]
-        found += [
-            CheckWarning(
-                f"the triggers of {step.label} are {step.status} in database '{alias}'",
-                hint="Run `manage.py install_triggers`.",
-                id="pgnotify_gql.W003",
-            )
-            for step in plan.steps
-            if step.status is not Status.INSTALLED
-        ]
     return found
+
+
+def _check_plan(plan: Plan) -> list[CheckMessage]:
+    found: list[CheckMessage] = [
+        CheckWarning(str(error), id="pgnotify_gql.W004")
+        for error in plan.errors
+        if not isinstance(error, TableMissingError)
+    ]
+    found += [
+        CheckWarning(
+            f"the triggers of {step.label} are {step.status} in database '{plan.database}'",
+            hint="Run `manage.py install_triggers`.",
+            id="pgnotify_gql.W003",
+        )
+        for step in plan.steps
+        if step.status is not Status.INSTALLED
+    ]
+    return found
+
+
+def _check_two_phase_commit(connection: BaseDatabaseWrapper) -> list[CheckMessage]:
+    allowed = int(_asked(connection, "show max_prepared_transactions"))
+    if not allowed:
+        return []
+    return [
+        CheckWarning(
+            f"database '{connection.alias}' allows prepared transactions (max_prepared_transactions = {allowed}), but "
+            "a transaction that has rung cannot be prepared",
+            hint=f"Set {conf.NAME}['WAKE'] = \"poll\" if the application uses two-phase commit (PREPARE TRANSACTION); "
+            "if it does not, put pgnotify_gql.W006 into SILENCED_SYSTEM_CHECKS.",
+            id="pgnotify_gql.W006",
+        )
+    ]
+
+
+def _is_standby(connection: BaseDatabaseWrapper) -> bool:
+    return bool(_asked(connection, "select pg_is_in_recovery()"))
+
+
+def _asked(connection: BaseDatabaseWrapper, question: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(question)
+        return cursor.fetchone()[0]

@@ -7,7 +7,7 @@ plain arguments; only what stands between them and Django (commands, consumers, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, get_type_hints
@@ -30,11 +30,12 @@ WAKES = ("notify", "poll")
 class Settings:
     """Times in seconds, sizes in bytes."""
 
-    DATABASE: str = "default"
-    """Alias of the database that is listened to."""
+    DATABASES: Sequence[str] = ("default",)
+    """Aliases of the databases that are followed, each with a journal and a listener of its own."""
 
-    LISTENER_CONNINFO: str = ""
-    """A libpq connection string for the listener and the hubs, past a pooler; empty: the alias' own parameters."""
+    LISTENER_CONNINFO: str | Mapping[str, str] = ""
+    """A libpq connection string for the listener and the hubs, past a pooler; with several databases a dictionary by
+    alias. Empty, or an alias without an entry: the alias' own parameters."""
 
     CHANNEL_LAYER: str = "default"
     """Alias of the channel layer between listener and hubs."""
@@ -95,7 +96,7 @@ def find_mistakes(values: Any) -> list[str]:
     if not isinstance(values, Mapping):
         return [f"{NAME} must be a dictionary, not {values!r}"]
     types = get_type_hints(Settings)
-    mistakes = []
+    mistakes, usable = [], {}
     for key, value in values.items():
         if key not in types:
             close = get_close_matches(str(key).upper(), types, n=1, cutoff=0.5)
@@ -103,9 +104,30 @@ def find_mistakes(values: Any) -> list[str]:
             mistakes.append(f"{NAME} has an unknown key '{key}': {hint}")
         elif not _fits(value, types[key]):
             mistakes.append(f"{NAME}['{key}'] must be {_wanted(types[key])}, not {value!r}")
-    wake = values.get("WAKE", "notify")
-    if isinstance(wake, str) and wake not in WAKES:
-        mistakes.append(f"{NAME}['WAKE'] must be one of {', '.join(WAKES)}, not {wake!r}")
+        else:
+            usable[key] = value
+    return mistakes + _mistaken_meanings(Settings(**usable))
+
+
+def _mistaken_meanings(settings: Settings) -> list[str]:
+    """Return a sentence for each value of the right type that makes no sense."""
+    mistakes = []
+    if settings.WAKE not in WAKES:
+        mistakes.append(f"{NAME}['WAKE'] must be one of {', '.join(WAKES)}, not {settings.WAKE!r}")
+    aliases, conninfo = settings.DATABASES, settings.LISTENER_CONNINFO
+    if twice := sorted({alias for alias in aliases if aliases.count(alias) > 1}):
+        mistakes.append(f"{NAME}['DATABASES'] names '{twice[0]}' twice")
+    if isinstance(conninfo, Mapping):
+        mistakes += [
+            f"{NAME}['LISTENER_CONNINFO'] has an entry for '{alias}', which {NAME}['DATABASES'] does not name"
+            for alias in conninfo
+            if alias not in aliases
+        ]
+    elif conninfo and len(aliases) > 1:
+        mistakes.append(
+            f"{NAME}['LISTENER_CONNINFO'] is one connection string for {len(aliases)} databases: "
+            f"make it a dictionary, {{'{aliases[0]}': '...'}}"
+        )
     return mistakes
 
 
@@ -121,13 +143,14 @@ def database_conninfo(settings: Settings, alias: str) -> str:
     """
     Return the libpq connection string of listener and hubs for a database.
 
-    It is LISTENER_CONNINFO, or made from the parameters of the Django alias; options of the alias that are Django's
-    or psycopg's and not libpq's are left out.  Raises ConfigurationError.
+    It is that of LISTENER_CONNINFO, or made from the parameters of the Django alias; options of the alias that are
+    Django's or psycopg's and not libpq's are left out.  Raises ConfigurationError.
     """
-    if settings.LISTENER_CONNINFO:
-        return settings.LISTENER_CONNINFO
+    listed = settings.LISTENER_CONNINFO
+    if conninfo := listed.get(alias, "") if isinstance(listed, Mapping) else listed:
+        return conninfo
     if alias not in connections:
-        raise ConfigurationError(f"{NAME}['DATABASE'] is '{alias}', which is not in DATABASES")
+        raise ConfigurationError(unknown_alias(alias))
     connection = connections[alias]
     if connection.vendor != "postgresql":
         raise ConfigurationError(f"database '{alias}' is {connection.vendor}: the feed needs PostgreSQL")
@@ -137,6 +160,12 @@ def database_conninfo(settings: Settings, alias: str) -> str:
     named = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
     parameters |= {keyword: configured[key] for key, keyword in named.items() if configured.get(key)}
     return make_conninfo(**parameters)
+
+
+def unknown_alias(alias: str) -> str:
+    """Return the sentence about an alias of DATABASES that Django does not know."""
+    known = ", ".join(map(str, connections))
+    return f"{NAME}['DATABASES'] names '{alias}', which the project's DATABASES does not have: it has {known}"
 
 
 _current: Settings | None = None
@@ -149,14 +178,37 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
         _current = None
 
 
-def _fits(value: Any, wanted: type) -> bool:
-    if wanted is bool or isinstance(value, bool):
-        return wanted is bool and isinstance(value, bool)
-    if wanted is str:
-        return isinstance(value, str)
-    numbers = (int, float) if wanted is float else (int,)
-    return isinstance(value, numbers) and 0 < value < float("inf")
+def _fits(value: Any, wanted: Any) -> bool:
+    return _TYPES[wanted][1](value)
 
 
-def _wanted(wanted: type) -> str:
-    return {bool: "True or False", str: "a string", int: "a whole number above 0", float: "a number above 0"}[wanted]
+def _wanted(wanted: Any) -> str:
+    return _TYPES[wanted][0]
+
+
+def _is_above_0(value: int | float) -> bool:
+    # True is an int.
+    return not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _are_texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    str: ("a string", lambda value: isinstance(value, str)),
+    int: ("a whole number above 0", lambda value: isinstance(value, int) and _is_above_0(value)),
+    float: ("a number above 0", lambda value: isinstance(value, (int, float)) and _is_above_0(value)),
+    Sequence[str]: (
+        "a list of one or more aliases",
+        lambda value: isinstance(value, (list, tuple)) and bool(value) and _are_texts(value),
+    ),
+    str | Mapping[str, str]: (
+        "a string, or a dictionary of strings by alias",
+        lambda value: (
+            isinstance(value, str) or (isinstance(value, Mapping) and _are_texts(value) and _are_texts(value.values()))
+        ),
+    ),
+}
+"""What a value of a type must be, and whether it is."""

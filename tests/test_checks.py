@@ -15,8 +15,12 @@ from django.test import override_settings
 
 from pgnotify_gql.capture.registry import Registry
 from pgnotify_gql.capture.watch import Watch
-from tests.support.databases import Database
+from tests.support.databases import Database, forget_connections, migrated_template, new_database, used_by_django
+from tests.support.postgres import PostgresServer, find_bin_path
 from tests.support.watched import ITEM_SQL, Item, make_model
+
+# The servers of the tests allow prepared transactions, which is what W006 is about.
+TWO_PHASE_COMMIT = "pgnotify_gql.W006"
 
 IN_MEMORY = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 REDIS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
@@ -40,10 +44,49 @@ def database(database: Database) -> Database:
     return database
 
 
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    with override_settings(SILENCED_SYSTEM_CHECKS=[TWO_PHASE_COMMIT]):
+        yield
+
+
+@pytest.fixture
+def second() -> Iterator[dict[str, Any]]:
+    """The parameters of another alias, "second", which a test may change."""
+    parameters = connections.databases["default"] | {"NAME": "second", "TEST": {"MIRROR": None}}
+    connections.databases["second"] = parameters
+    try:
+        yield parameters
+    finally:
+        del connections["second"]
+        del connections.databases["second"]
+
+
+@pytest.fixture
+def own_database() -> Iterator[Database]:
+    """A database with the table of items and without triggers, on a server that no other test uses."""
+    if (bin_path := find_bin_path("18")) is None:
+        pytest.skip("PostgreSQL 18 is not installed")
+    server = PostgresServer.create("18", bin_path)
+    try:
+        with new_database(server, migrated_template(server)) as database, used_by_django(database):
+            database.connect().execute(ITEM_SQL)
+            yield database
+    finally:
+        server.close()
+
+
+def restart(server: PostgresServer) -> None:
+    server.restart()
+    forget_connections()
+
+
 def found(*databases: str) -> list[CheckMessage]:
-    """Run all checks and return the messages that are ours."""
+    """Run all checks and return the messages that are ours, and not silenced."""
     messages = checks.run_checks(databases=databases)
-    return [message for message in messages if str(message.id).startswith("pgnotify_gql.")]
+    return [
+        message for message in messages if str(message.id).startswith("pgnotify_gql.") and not message.is_silenced()
+    ]
 
 
 def ids(*databases: str) -> list[str | None]:
@@ -80,8 +123,42 @@ class TestSettings:
             assert ids("default") == ["pgnotify_gql.E001"]
 
     def test_e002_is_a_database_that_is_not_there(self) -> None:
-        with override_settings(PGNOTIFY_GQL={"DATABASE": "nowhere", "INLINE_LISTENER": True}):
-            assert sentence("pgnotify_gql.E002") == ("PGNOTIFY_GQL['DATABASE'] is 'nowhere', which is not in DATABASES")
+        with override_settings(PGNOTIFY_GQL=following("default", "nowhere")):
+            assert sentence("pgnotify_gql.E002") == (
+                "PGNOTIFY_GQL['DATABASES'] names 'nowhere', which the project's DATABASES does not have: it has default"
+            )
+
+    def test_e002_is_each_database_that_is_not_there(self) -> None:
+        with override_settings(PGNOTIFY_GQL=following("default", "nowhere", "elsewhere")):
+            assert ids() == ["pgnotify_gql.E002", "pgnotify_gql.E002"]
+
+    def test_e002_is_an_alias_that_leads_where_another_does(self, second: dict[str, Any]) -> None:
+        second["NAME"] = connections.databases["default"]["NAME"]
+        second["PORT"] = int(connections.databases["default"]["PORT"])
+        with override_settings(PGNOTIFY_GQL=following("default", "second")):
+            assert sentence("pgnotify_gql.E002") == (
+                "PGNOTIFY_GQL['DATABASES'] names 'default' and 'second', which lead to the same database: "
+                "name the one to which the router writes"
+            )
+
+    @pytest.mark.parametrize(
+        "parameters",
+        [
+            {},
+            {"NAME": "no_database_fixture_was_requested", "PORT": "5433"},
+            {"NAME": "no_database_fixture_was_requested", "HOST": "elsewhere"},
+            {"NAME": "no_database_fixture_was_requested", "OPTIONS": {"service": "second"}},
+            {"NAME": "no_database_fixture_was_requested", "TEST": {"MIRROR": "default"}},
+        ],
+        ids=["another name", "another port", "another host", "a service", "a mirror"],
+    )
+    def test_e002_is_not_an_alias_that_leads_elsewhere(
+        self, second: dict[str, Any], parameters: dict[str, Any]
+    ) -> None:
+        assert connections.databases["default"]["NAME"] == "no_database_fixture_was_requested"
+        second.update(parameters)
+        with override_settings(PGNOTIFY_GQL=following("default", "second")):
+            assert ids() == []
 
     def test_e005_is_a_channel_layer_that_is_not_there(self) -> None:
         with override_settings(CHANNEL_LAYERS={}):
@@ -127,6 +204,24 @@ class TestWatches:
         finally:
             del connections["sqlite"]
             del connections.databases["sqlite"]
+
+    def test_e006_is_a_watched_model_whose_database_is_not_followed(self, second: dict[str, Any]) -> None:
+        with override_settings(DATABASE_ROUTERS=[EverythingIn("second")]):
+            assert sentence("pgnotify_gql.E006") == (
+                "stock.item is watched, but its database 'second', to which the router writes it, is not followed "
+                "Add 'second' to PGNOTIFY_GQL['DATABASES'], or remove notify_on_model_changes() from this model."
+            )
+            with override_settings(PGNOTIFY_GQL=following("default", "second")):
+                assert ids() == []
+
+    def test_e006_is_a_watched_model_whose_database_is_not_there(self) -> None:
+        with override_settings(DATABASE_ROUTERS=[EverythingIn("nowhere")]):
+            assert "stock.item is watched, but its database 'nowhere'" in sentence("pgnotify_gql.E006")
+
+
+def following(*aliases: str) -> dict[str, Any]:
+    """Settings that follow these databases."""
+    return {"DATABASES": aliases, "INLINE_LISTENER": True}
 
 
 class EverythingIn:
@@ -185,10 +280,45 @@ class TestTriggers:
         assert ids("default") == []
 
     def test_a_database_that_was_never_migrated_is_no_warning(self, empty_database: Database) -> None:
-        from tests.support.databases import used_by_django
-
         with used_by_django(empty_database):
             assert ids("default") == []
+
+    @override_settings(SILENCED_SYSTEM_CHECKS=[])
+    def test_w006_is_two_phase_commit_where_writers_ring(self, database: Database) -> None:
+        assert sentence("pgnotify_gql.W006", "default") == (
+            "database 'default' allows prepared transactions (max_prepared_transactions = 20), but a transaction that "
+            "has rung cannot be prepared Set PGNOTIFY_GQL['WAKE'] = \"poll\" if the application uses two-phase commit "
+            "(PREPARE TRANSACTION); if it does not, put pgnotify_gql.W006 into SILENCED_SYSTEM_CHECKS."
+        )
+
+    @override_settings(SILENCED_SYSTEM_CHECKS=[])
+    def test_w006_is_not_about_writers_who_never_ring(self, database: Database) -> None:
+        with override_settings(PGNOTIFY_GQL={"WAKE": "poll", "INLINE_LISTENER": True}):
+            call_command("install_triggers", stdout=StringIO())
+            assert ids("default") == []
+
+    @override_settings(SILENCED_SYSTEM_CHECKS=[])
+    def test_w006_is_not_about_a_server_without_two_phase_commit(self, own_database: Database) -> None:
+        call_command("install_triggers", stdout=StringIO())
+        assert ids("default") == ["pgnotify_gql.W006"]
+        own_database.connect().execute("alter system set max_prepared_transactions = 0")
+        restart(own_database.server)
+        assert ids("default") == []
+
+    @override_settings(SILENCED_SYSTEM_CHECKS=[])
+    def test_a_server_in_recovery_is_no_warning(self, own_database: Database) -> None:
+        """It has what its primary has: without triggers there, all that could be said is said there."""
+        assert ids("default") == ["pgnotify_gql.W003", "pgnotify_gql.W006"]
+        standby = own_database.server.data_directory / "standby.signal"
+        standby.touch()
+        restart(own_database.server)
+        try:
+            assert own_database.connect().execute("select pg_is_in_recovery()").fetchone() == (True,)
+            assert ids("default") == []
+        finally:
+            # Nothing can be dropped while it is one.
+            standby.unlink()
+            restart(own_database.server)
 
     def test_no_database_is_asked_unless_it_is_named(self) -> None:
         """The settings of the test run lead to no database: asking it would fail."""

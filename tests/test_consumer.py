@@ -718,7 +718,7 @@ class TestTheHub:
             await socket.accepted()
             await socket.init()
         names = [task.get_name() for task in asyncio.all_tasks()]
-        assert names.count("pgnotify_gql hub") == 1
+        assert names.count("pgnotify_gql hub default") == 1
         await asyncio.gather(*(socket.disconnect() for socket in sockets))
         assert not any(task.get_name().startswith("pgnotify_gql") for task in asyncio.all_tasks())
 
@@ -726,7 +726,7 @@ class TestTheHub:
     async def test_brings_the_inline_listener_with_it(
         self, application: Application, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async def listen(settings: Any) -> None:
+        async def listen(settings: Any, alias: str) -> None:
             started.append("listener")
             try:
                 await asyncio.Event().wait()

@@ -36,6 +36,7 @@ from tests.support.feed import (
     Notebook,
     Room,
     eventually,
+    feed_of,
     hub_of,
     leading,
     opener,
@@ -245,13 +246,13 @@ async def test_a_change_between_joining_the_group_and_the_cursor_does_no_harm(
     class Slow(HubReader):
         async def current(self) -> Any:
             room.say("before the cursor")
-            await eventually(lambda: MESSAGE in hub._early)
+            await eventually(lambda: feed_of(hub)._early[MESSAGE])
             cursor = await super().current()
             room.say("after the cursor")
-            await eventually(lambda: hub._early[MESSAGE]["seq"] == 2)
+            await eventually(lambda: feed_of(hub)._early[MESSAGE] == (1, 2))
             return cursor
 
-    hub = Hub(layer, Slow(opener(database_triggers.conninfo)), Executor(1))
+    hub = Hub(layer, [Slow(opener(database_triggers.conninfo))], Executor(1))
     await hub.start()
     async with leading(database_triggers, Relay(layer)):
         await hub.join(subscriber.operation)
@@ -276,7 +277,7 @@ async def test_who_has_left_is_given_nothing_more_and_others_go_on(
         room.say("two")
         await staying.has("one", "two")
         await hub.leave(staying.operation)
-        assert hub._intakes == {}
+        assert feed_of(hub)._intakes == {}
         assert hub._cohorts == {}
         # Joined anew, it starts at the present.
         room.say("in between")
@@ -289,7 +290,7 @@ async def test_who_has_left_is_given_nothing_more_and_others_go_on(
 
 async def test_the_group_of_a_model_is_left_with_its_last_operation() -> None:
     layer = InMemoryChannelLayer()
-    hub = Hub(layer, FakeReader(), Executor(1))
+    hub = Hub(layer, [FakeReader()], Executor(1))
     await hub.start()
     first, second = Subscriber(Message), Subscriber(Message, Conversation)
     await hub.join(first.operation)
@@ -319,6 +320,12 @@ class FakeReader(HubReader):
         return True
 
 
+def left_in(hub: Hub) -> tuple[Any, ...]:
+    """What a hub keeps for its operations."""
+    feed = feed_of(hub)
+    return feed._intakes, feed._early, dict(feed._waiting), hub._cohorts
+
+
 async def test_a_join_that_fails_leaves_nothing_behind() -> None:
     class Failing(InMemoryChannelLayer):  # type: ignore[misc]
         async def group_add(self, group: str, channel: str) -> None:
@@ -326,11 +333,11 @@ async def test_a_join_that_fails_leaves_nothing_behind() -> None:
                 raise ConnectionError("the layer is away")
             await super().group_add(group, channel)
 
-    hub = Hub(Failing(), FakeReader(), Executor(1))
+    hub = Hub(Failing(), [FakeReader()], Executor(1))
     await hub.start()
     with pytest.raises(ConnectionError):
         await hub.join(Subscriber(Conversation, Message).operation)
-    assert (hub._intakes, hub._cohorts, +hub._waiting) == ({}, {}, {})
+    assert left_in(hub) == ({}, {}, {}, {})
     await hub.close()
 
 
@@ -341,14 +348,14 @@ async def test_a_join_that_is_cancelled_leaves_nothing_behind() -> None:
             await asyncio.sleep(3600)
 
     entered = asyncio.Event()
-    hub = Hub(InMemoryChannelLayer(), Stuck(), Executor(1))
+    hub = Hub(InMemoryChannelLayer(), [Stuck()], Executor(1))
     await hub.start()
     joining = asyncio.create_task(hub.join(Subscriber(Message).operation))
     await entered.wait()
     joining.cancel()
     with pytest.raises(asyncio.CancelledError):
         await joining
-    assert (hub._intakes, hub._cohorts, +hub._waiting) == ({}, {}, {})
+    assert left_in(hub) == ({}, {}, {}, {})
     await hub.close()
 
 
@@ -526,7 +533,7 @@ async def test_redis_is_restarted_and_the_hub_goes_on(
     """A restarted Redis has forgotten all groups."""
     layer = kind(hosts=[redis_server.url])
     room, subscriber = Room(database_triggers), Subscriber(Message)
-    hub = Hub(layer, HubReader(opener(database_triggers.conninfo)), Executor(1), silence=0.6)
+    hub = Hub(layer, [HubReader(opener(database_triggers.conninfo))], Executor(1), silence=0.6)
     await hub.start()
     try:
         async with leading(database_triggers, Relay(layer), timing=Timing(safety_poll=0.2, session_timeout=600)):
@@ -550,7 +557,7 @@ async def test_redis_is_restarted_and_the_hub_goes_on(
 async def test_redis_is_flushed_and_the_hub_goes_on(database_triggers: Database, redis_server: RedisServer) -> None:
     layer = RedisChannelLayer(hosts=[redis_server.url])
     room, subscriber = Room(database_triggers), Subscriber(Message)
-    hub = Hub(layer, HubReader(opener(database_triggers.conninfo)), Executor(1), silence=0.6)
+    hub = Hub(layer, [HubReader(opener(database_triggers.conninfo))], Executor(1), silence=0.6)
     await hub.start()
     async with leading(database_triggers, Relay(layer), timing=Timing(safety_poll=0.2, session_timeout=600)):
         await hub.join(subscriber.operation)
@@ -625,12 +632,12 @@ async def test_a_message_of_a_leader_that_was_replaced_is_ignored(database_trigg
         terminate(database_triggers, "test leader")
         room.say("two")
         await subscriber.has("two")
-        epoch = hub._intakes[MESSAGE]._epoch
+        epoch = feed_of(hub)._intakes[MESSAGE]._epoch
         assert epoch > stale["epoch"]
         await layer.group_send(names.model_group(MESSAGE), stale)
         room.say("three")
         await subscriber.has("three")
-        assert hub._intakes[MESSAGE]._epoch == epoch
+        assert feed_of(hub)._intakes[MESSAGE]._epoch == epoch
     assert subscriber.received == ["one", "two", "three"]
 
 
@@ -790,7 +797,7 @@ async def test_healing_that_breaks_off_in_the_middle_of_a_backlog_goes_on_and_br
     layer = InMemoryChannelLayer()
     room, subscriber = Room(database_triggers), Subscriber(Message)
     reader = Breaking(opener(database_triggers.conninfo))
-    hub = Hub(layer, reader, Executor(2))
+    hub = Hub(layer, [reader], Executor(2))
     await hub.start()
     relay_side = Faulty(layer, nothing)
     expected = texts(3 * BATCH_ROWS)
@@ -886,7 +893,7 @@ async def test_closing_in_the_middle_of_healing_leaves_nothing(
     subscriber = Subscriber(Message)
     operation = Operation(subscriber.operation.interest, execute, subscriber.deliver)
     async with leading(database_triggers, Relay(Faulty(layer, nothing))):
-        hub = Hub(layer, HubReader(opener(database_triggers.conninfo, 0, "test hub")), Executor(1))
+        hub = Hub(layer, [HubReader(opener(database_triggers.conninfo, 0, "test hub"))], Executor(1))
         await hub.start()
         await hub.join(operation)
         await asyncio.to_thread(room.say, *texts(2 * BATCH_ROWS))
@@ -995,7 +1002,7 @@ async def test_an_inline_listener_without_a_journal_says_so_and_the_hub_closes(
     settings = {"INLINE_LISTENER": True, "LISTENER_CONNINFO": empty_database.conninfo}
     with default_layer(), override_settings(PGNOTIFY_GQL=settings):
         async with open_hub():
-            await eventually(lambda: "the inline listener cannot run" in caplog.text)
+            await eventually(lambda: "the inline listener of database default cannot run" in caplog.text)
             assert "migrate pgnotify_gql" in caplog.text
     assert left_behind() == (set(), set())
 
@@ -1005,7 +1012,7 @@ async def test_joining_a_model_without_triggers_says_what_to_do(
 ) -> None:
     layer = InMemoryChannelLayer()
     subscriber = Subscriber(Message)
-    hub = Hub(layer, HubReader(opener(database.conninfo)), Executor(1))
+    hub = Hub(layer, [HubReader(opener(database.conninfo))], Executor(1))
     await hub.start()
     try:
         await hub.join(subscriber.operation)
@@ -1019,7 +1026,7 @@ async def test_joining_a_model_with_triggers_says_nothing(
     database_triggers: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     subscriber = Subscriber(Message)
-    hub = Hub(InMemoryChannelLayer(), HubReader(opener(database_triggers.conninfo)), Executor(1))
+    hub = Hub(InMemoryChannelLayer(), [HubReader(opener(database_triggers.conninfo))], Executor(1))
     await hub.start()
     try:
         await hub.join(subscriber.operation)

@@ -38,11 +38,11 @@ def at(xid: int) -> Snapshot:
 
 def message(seq: int, before: int, after: int, *xids: int, epoch: int = 1) -> ChangesMessage:
     """The message of a batch; journal ids are 10 times the xids."""
-    return changes_message(LABEL, epoch, seq, at(before), at(after), [row(xid * 10, xid) for xid in xids])
+    return changes_message("default", LABEL, epoch, seq, at(before), at(after), [row(xid * 10, xid) for xid in xids])
 
 
 def heartbeat(cursor: int, seq: int | None, epoch: int = 1) -> HeartbeatMessage:
-    return heartbeat_message(epoch, at(cursor), {} if seq is None else {LABEL: seq})
+    return heartbeat_message("default", epoch, at(cursor), {} if seq is None else {LABEL: seq})
 
 
 def taken(intake: Intake, message: ChangesMessage) -> list[int]:
@@ -137,7 +137,7 @@ def test_a_late_message_after_a_heal_brings_nothing_new_and_does_not_count_back(
 
 def test_parts_of_one_batch_follow_each_other(intake: Intake) -> None:
     parts = [
-        changes_message(LABEL, 1, 4 + index, at(110), at(120), [row(number, 111)])
+        changes_message("default", LABEL, 1, 4 + index, at(110), at(120), [row(number, 111)])
         for index, number in enumerate((1111, 1112, 1113))
     ]
     assert [found.id for part in parts for found in intake.take(part)] == [1111, 1112, 1113]
@@ -145,8 +145,10 @@ def test_parts_of_one_batch_follow_each_other(intake: Intake) -> None:
 
 
 def test_a_transaction_that_commits_late_is_taken_with_the_batch_that_sees_it(intake: Intake) -> None:
-    first = changes_message(LABEL, 1, 4, at(110), Snapshot(111, 115, (111,)), [row(1120, 112)])
-    second = changes_message(LABEL, 1, 5, Snapshot(111, 115, (111,)), at(120), [row(1110, 111), row(1160, 116)])
+    first = changes_message("default", LABEL, 1, 4, at(110), Snapshot(111, 115, (111,)), [row(1120, 112)])
+    second = changes_message(
+        "default", LABEL, 1, 5, Snapshot(111, 115, (111,)), at(120), [row(1110, 111), row(1160, 116)]
+    )
     assert [found.xid for found in intake.take(first)] == [112]
     assert [found.xid for found in intake.take(second)] == [111, 116]
 
@@ -168,10 +170,10 @@ def test_a_leader_that_cuts_its_batches_elsewhere_brings_nothing_twice() -> None
     """The old one relayed 102 and not yet 101, which the new one finds in the same batch and sends before it."""
     intake = Intake(LABEL, at(100))
     intake.note(heartbeat(100, None))
-    taken_of_old = changes_message(LABEL, 1, 1, at(100), Snapshot(101, 103, (101,)), [row(20, 102)])
+    taken_of_old = changes_message("default", LABEL, 1, 1, at(100), Snapshot(101, 103, (101,)), [row(20, 102)])
     assert intake.follows(taken_of_old)
     assert intake.take(taken_of_old) == [row(20, 102)]
-    first = changes_message(LABEL, 2, 1, at(100), at(103), [row(10, 101)])
+    first = changes_message("default", LABEL, 2, 1, at(100), at(103), [row(10, 101)])
     assert not intake.agrees(heartbeat(100, None, epoch=2))
     assert not intake.follows(first)
 
@@ -181,7 +183,7 @@ def test_healing_that_broke_off_begins_anew_without_taking_anything_twice() -> N
     intake = Intake(LABEL, at(100))
     intake.note(heartbeat(100, None))
     had = row(1010, 101)
-    assert intake.take(changes_message(LABEL, 1, 1, at(100), Snapshot(103, 103), [had])) == [had]
+    assert intake.take(changes_message("default", LABEL, 1, 1, at(100), Snapshot(103, 103), [had])) == [had]
     early, late = row(1005, 103), row(1006, 104)
     assert intake.heal(Batch(at(100), at(104), [early], last=False)) == [early]
     assert intake.heal(Batch(at(100), at(105), [early, late, had], last=False)) == [late]
@@ -251,10 +253,10 @@ class World:
         for start in range(0, len(rows), self.parts):
             self.seq += 1
             part = rows[start : start + self.parts]
-            self.sent.append(changes_message(LABEL, self.epoch, self.seq, before, self.cursor, part))
+            self.sent.append(changes_message("default", LABEL, self.epoch, self.seq, before, self.cursor, part))
 
     def beat(self) -> None:
-        self.sent.append(heartbeat_message(self.epoch, self.cursor, {LABEL: self.seq} if self.seq else {}))
+        self.sent.append(heartbeat_message("default", self.epoch, self.cursor, {LABEL: self.seq} if self.seq else {}))
 
     def store(self) -> None:
         self.stored = self.cursor

@@ -196,7 +196,7 @@ async def test_a_leader_that_was_replaced_gives_way(
         await first.until(lambda: len(first.heartbeats) >= 2)
         epoch, _ = await begin_epoch(usurper)
         room.say("one")
-        await eventually(lambda: f"lost the leadership: epoch {epoch - 1} is over" in caplog.text)
+        await eventually(lambda: f"lost the leadership of database default: epoch {epoch - 1} is over" in caplog.text)
         await first.until(lambda: len(first.epochs) == 2)
         assert first.epochs[1] > epoch
 

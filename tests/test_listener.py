@@ -268,7 +268,7 @@ async def test_a_database_that_is_down_at_start_is_waited_for(
     await asyncio.to_thread(database_triggers.server.stop)
     listener = Listener(opener(database_triggers.tcp_conninfo), recorder, timing=RARELY)
     async with running(listener):
-        await eventually(lambda: "the database cannot be used" in caplog.text)
+        await eventually(lambda: "database default cannot be used" in caplog.text)
         assert "trying again in" in caplog.text
         await asyncio.to_thread(database_triggers.server.start)
         await recorder.has("kept")
@@ -350,6 +350,6 @@ async def test_a_database_that_cannot_be_written_is_waited_for(
     read_only = f"{database.conninfo} options='-c default_transaction_read_only=on'"
     listener = Listener(opener(read_only, 0, "test listener"), Recorder(), timing=RARELY)
     async with running(listener):
-        await eventually(lambda: "the database cannot be used" in caplog.text)
+        await eventually(lambda: "database default cannot be used" in caplog.text)
         assert "read-only transaction" in caplog.text
         assert not listener.leading.is_set()

@@ -82,6 +82,15 @@ async def test_messages_are_numbered_for_each_model_and_epoch() -> None:
     assert layer.numbers("other.model") == [(7, 1)]
 
 
+async def test_a_message_names_its_database() -> None:
+    layer = FakeLayer()
+    relay = Relay(layer, database="shop")
+    relay.begin(1)
+    await relay.relay(batch(row(1)))
+    await relay.heartbeat(AFTER)
+    assert [message["database"] for _, message in layer.sent] == ["shop", "shop"]
+
+
 async def test_an_empty_batch_is_no_message() -> None:
     layer = FakeLayer()
     await Relay(layer).relay(batch())
@@ -90,7 +99,7 @@ async def test_an_empty_batch_is_no_message() -> None:
 
 async def test_a_heartbeat_tells_the_last_number_of_each_model_of_the_epoch() -> None:
     layer = FakeLayer()
-    relay = Relay(layer)
+    relay = Relay(layer, database="shop")
     relay.begin(7)
     await relay.relay(batch(row(1), row(2, "other.model")))
     await relay.relay(batch(row(3)))
@@ -99,8 +108,14 @@ async def test_a_heartbeat_tells_the_last_number_of_each_model_of_the_epoch() ->
     await relay.heartbeat(AFTER)
     heartbeats = [message for group, message in layer.sent if group == names.heartbeat_group()]
     assert heartbeats == [
-        {"type": HEARTBEAT, "epoch": 7, "cursor": str(AFTER), "seqs": {"one.model": 2, "other.model": 1}},
-        {"type": HEARTBEAT, "epoch": 8, "cursor": str(AFTER), "seqs": {}},
+        {
+            "type": HEARTBEAT,
+            "database": "shop",
+            "epoch": 7,
+            "cursor": str(AFTER),
+            "seqs": {"one.model": 2, "other.model": 1},
+        },
+        {"type": HEARTBEAT, "database": "shop", "epoch": 8, "cursor": str(AFTER), "seqs": {}},
     ]
 
 
@@ -190,7 +205,7 @@ async def test_a_relay_that_is_cancelled_ends() -> None:
 
 def test_a_journal_row_is_the_same_on_the_other_side() -> None:
     rows = [row(1), row(2, rows='[[["ä"], null, {"text": "\\u0001 \U0001f600"}]]', context='{"by": "ann"}')]
-    message = changes_message("one.model", 3, 4, BEFORE, AFTER, rows)
+    message = changes_message("default", "one.model", 3, 4, BEFORE, AFTER, rows)
     assert journal_rows(message) == rows
 
 

@@ -51,7 +51,30 @@ def test_settings_in_force_follow_overrides() -> None:
         ({"RETENTION": float("inf")}, "PGNOTIFY_GQL['RETENTION'] must be a number above 0, not inf"),
         ({"RETENTION": float("nan")}, "PGNOTIFY_GQL['RETENTION'] must be a number above 0, not nan"),
         ({"INLINE_LISTENER": "yes"}, "PGNOTIFY_GQL['INLINE_LISTENER'] must be True or False, not 'yes'"),
-        ({"DATABASE": 1}, "PGNOTIFY_GQL['DATABASE'] must be a string, not 1"),
+        ({"DATABASE": "default"}, "PGNOTIFY_GQL has an unknown key 'DATABASE': did you mean DATABASES?"),
+        ({"DATABASES": "default"}, "PGNOTIFY_GQL['DATABASES'] must be a list of one or more aliases, not 'default'"),
+        ({"DATABASES": []}, "PGNOTIFY_GQL['DATABASES'] must be a list of one or more aliases, not []"),
+        ({"DATABASES": [1]}, "PGNOTIFY_GQL['DATABASES'] must be a list of one or more aliases, not [1]"),
+        ({"DATABASES": ["a", "b", "a"]}, "PGNOTIFY_GQL['DATABASES'] names 'a' twice"),
+        (
+            {"LISTENER_CONNINFO": 1},
+            "PGNOTIFY_GQL['LISTENER_CONNINFO'] must be a string, or a dictionary of strings by alias, not 1",
+        ),
+        (
+            {"LISTENER_CONNINFO": {"default": None}},
+            "PGNOTIFY_GQL['LISTENER_CONNINFO'] must be a string, or a dictionary of strings by alias, "
+            "not {'default': None}",
+        ),
+        (
+            {"LISTENER_CONNINFO": {"defualt": "host=direct"}},
+            "PGNOTIFY_GQL['LISTENER_CONNINFO'] has an entry for 'defualt', "
+            "which PGNOTIFY_GQL['DATABASES'] does not name",
+        ),
+        (
+            {"DATABASES": ["default", "b"], "LISTENER_CONNINFO": "host=direct"},
+            "PGNOTIFY_GQL['LISTENER_CONNINFO'] is one connection string for 2 databases: "
+            "make it a dictionary, {'default': '...'}",
+        ),
         (["WORKERS"], "PGNOTIFY_GQL must be a dictionary, not ['WORKERS']"),
         (None, "PGNOTIFY_GQL must be a dictionary, not None"),
     ],
@@ -81,9 +104,21 @@ def test_a_whole_number_is_a_number() -> None:
     assert read({"RETENTION": 60}).RETENTION == 60
 
 
+@pytest.mark.parametrize("conninfo", ["", {}, {"default": "host=one"}, {"default": "host=one", "b": "host=two"}])
+def test_several_databases_may_have_a_connection_string_each_or_none(conninfo: Any) -> None:
+    values = {"DATABASES": ("default", "b"), "LISTENER_CONNINFO": conninfo}
+    assert read(values) == Settings(**values)
+
+
 class TestConninfo:
     def test_is_what_is_configured(self) -> None:
         assert database_conninfo(Settings(LISTENER_CONNINFO="host=direct"), "default") == "host=direct"
+
+    @pytest.mark.parametrize("alias", [{"NAME": "shop", "OPTIONS": {}}], indirect=True)
+    def test_is_what_is_configured_for_the_alias(self, alias: str) -> None:
+        settings = Settings(DATABASES=("default", alias), LISTENER_CONNINFO={"default": "host=direct"})
+        assert database_conninfo(settings, "default") == "host=direct"
+        assert conninfo_to_dict(database_conninfo(settings, alias))["dbname"] == "shop"
 
     @pytest.mark.parametrize(
         "alias",
@@ -128,5 +163,7 @@ class TestConninfo:
             database_conninfo(Settings(), alias)
 
     def test_of_an_alias_that_does_not_exist_is_refused(self) -> None:
-        with pytest.raises(ConfigurationError, match="is 'nowhere', which is not in DATABASES"):
+        with pytest.raises(
+            ConfigurationError, match="names 'nowhere', which the project's DATABASES does not have: it has default"
+        ):
             database_conninfo(Settings(), "nowhere")

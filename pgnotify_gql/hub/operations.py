@@ -43,9 +43,9 @@ class Interest:
     audience: Audience = Audience.NOBODY
 
     @cached_property
-    def labels(self) -> tuple[str, ...]:
-        """Return the models of the topics, each once."""
-        return tuple(dict.fromkeys(topic.label for topic in self.topics))
+    def models(self) -> tuple[tuple[str, str], ...]:
+        """Return database and label of the topics' models, each once."""
+        return tuple(dict.fromkeys((topic.database, topic.label) for topic in self.topics))
 
     def __aiter__(self) -> NoReturn:
         raise TypeError("this subscription is fed by a hub: serve it with GraphqlSubscriptionConsumer")

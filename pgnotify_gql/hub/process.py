@@ -1,8 +1,8 @@
 """
 The hub of this process: put together from the settings when the first socket opens, closed after the last.
 
-With INLINE_LISTENER the listener runs beside it, in the same event loop.  It is started with the first socket, since
-Daphne tells an application nothing of its own start and end.
+With INLINE_LISTENER the listeners, one for each database, run beside it, in the same event loop.  They are started with
+the first socket, since Daphne tells an application nothing of its own start and end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ..errors import PgnotifyGqlError
 from ..listener import connect
 from ..relay.worker import build_listener, channel_layer, timing
 from .executor import Executor
-from .hub import Hub, Layer
+from .feed import Layer
+from .hub import Hub
 from .reader import HubReader
 
 logger = logging.getLogger("pgnotify_gql.hub")
@@ -42,7 +43,7 @@ class _Process:
         self.sockets = 0
         self.lock = asyncio.Lock()
         self.hub: Hub | None = None
-        self.listener: asyncio.Task[None] | None = None
+        self.listeners: list[asyncio.Task[None]] = []
 
 
 _processes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Process] = WeakKeyDictionary()
@@ -74,8 +75,7 @@ def current_hub() -> Hub:
 
 
 async def _start(process: _Process, settings: Settings) -> None:
-    dsn = database_conninfo(settings, settings.DATABASE)
-    opened = partial(connect, dsn, session_timeout=0, application_name="pgnotify_gql hub")
+    readers = [_reader(settings, alias) for alias in settings.DATABASES]
     # Both Protocols describe the same channel layer, each the part it needs.
     layer = cast(Layer, channel_layer(settings))
     silence = MISSED_HEARTBEATS * timing(settings).longest_sleep
@@ -84,11 +84,19 @@ async def _start(process: _Process, settings: Settings) -> None:
             "the channel layer is in-memory and no listener runs in this process, so nothing comes through it: "
             "set INLINE_LISTENER in PGNOTIFY_GQL, or use channels_redis and run_listener"
         )
-    hub = Hub(layer, HubReader(opened), Executor(settings.WORKERS), silence=silence)
+    hub = Hub(layer, readers, Executor(settings.WORKERS), silence=silence)
     await hub.start()
     process.hub = hub
     if settings.INLINE_LISTENER:
-        process.listener = asyncio.create_task(_listen(settings), name="pgnotify_gql inline listener")
+        process.listeners = [
+            asyncio.create_task(_listen(settings, alias), name=f"pgnotify_gql inline listener {alias}")
+            for alias in settings.DATABASES
+        ]
+
+
+def _reader(settings: Settings, alias: str) -> HubReader:
+    dsn = database_conninfo(settings, alias)
+    return HubReader(partial(connect, dsn, session_timeout=0, application_name="pgnotify_gql hub"), alias)
 
 
 async def _close_unused(process: _Process) -> None:
@@ -96,17 +104,17 @@ async def _close_unused(process: _Process) -> None:
         if process.sockets or process.hub is None:
             return
         hub, process.hub = process.hub, None
-        listener, process.listener = process.listener, None
-        if listener is not None:
+        listeners, process.listeners = process.listeners, []
+        for listener in listeners:
             listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+        await asyncio.gather(*listeners, return_exceptions=True)
         await hub.close()
 
 
-async def _listen(settings: Settings) -> None:
+async def _listen(settings: Settings, alias: str) -> None:
     while True:
         try:
-            await build_listener(settings).run()
+            await build_listener(alias, settings).run()
         except (PgnotifyGqlError, psycopg.Error) as error:
-            logger.error("the inline listener cannot run: %s", error)
+            logger.error("the inline listener of database %s cannot run: %s", alias, error)
         await asyncio.sleep(INLINE_RETRY)

@@ -1,5 +1,5 @@
 """
-The hub's own connection to the journal: one for each process, opened when first needed.
+The hub's own connection to a journal: one for each process and database, opened when first needed.
 
 Used for what is rare: the cursor when a model is joined, and healing.  A database that is away is waited for.
 """
@@ -29,9 +29,10 @@ RETRY_MAX = 5.0
 
 
 class HubReader:
-    """Reads the journal over one connection, opened by `connect`."""
+    """Reads the journal of a database, given by its alias, over one connection, opened by `connect`."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], database: str = "default") -> None:
+        self.database = database
         self._connect = connect
         self._connection: Connection | None = None
         self._opening = asyncio.Lock()
@@ -78,7 +79,9 @@ class HubReader:
             return await question(await self._opened())
         except psycopg.Error as error:
             logger.warning(
-                "the journal cannot be read for subscribers (%s); trying again", " ".join(str(error).split())
+                "the journal of database %s cannot be read for subscribers (%s); trying again",
+                self.database,
+                " ".join(str(error).split()),
             )
             await self.close()
             raise

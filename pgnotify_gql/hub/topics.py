@@ -13,10 +13,12 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from django.core.exceptions import ValidationError
+from django.db import router
 from django.db.models import Model
 
 from ..capture.kinds import Kind
 from ..capture.registry import registry
+from ..conf import get_settings
 from ..errors import TopicError
 from ..journal.change import Change
 
@@ -28,10 +30,11 @@ class Topic:
     The changes of a model's rows; with conditions only of rows that have, or had, these values.
 
     Conditions name captured columns (``columns=`` of the watch) or the key; a foreign key takes a key or an instance.
-    Raises TopicError when the model is not watched, a column is not captured, or a value is not of its type.
+    Raises TopicError when the model is not watched, its database is not followed, a column is not captured, or a value
+    is not of its type.
     """
 
-    __slots__ = ("columns", "label", "values")
+    __slots__ = ("columns", "database", "label", "values")
 
     def __init__(self, model: type[Model], **conditions: Any) -> None:
         watch = registry.get(model._meta.label_lower)
@@ -41,6 +44,12 @@ class Topic:
                 "and run `manage.py install_triggers`"
             )
         self.label = watch.label
+        self.database = router.db_for_write(watch.model)
+        if self.database not in get_settings().DATABASES:
+            raise TopicError(
+                f"{watch.label} is in database '{self.database}', which is not followed: "
+                f"add it to PGNOTIFY_GQL['DATABASES']"
+            )
         conditioned: dict[str, Hashable] = {}
         for name, value in conditions.items():
             field = watch.captured.get(name)

@@ -49,7 +49,8 @@ class Listener:
     """
     Runs until stopped; at most one of a database leads.
 
-    `connect` returns a new connection in autocommit; `polls` is True where no bells are rung.
+    `connect` returns a new connection in autocommit; `database` is its alias, for messages and the log; `polls` is
+    True where no bells are rung.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Listener:
                 wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
                 stop=stop_when_event_set(self._stopping),  # type: ignore[arg-type]  # asks only for is_set()
                 sleep=self._pause,
-                before_sleep=_log_retry,
+                before_sleep=self._log_retry,
             )
             with suppress(RetryError):
                 await retrying(self._hold_session)
@@ -106,13 +107,13 @@ class Listener:
         try:
             await self._serve(connection)
         except LeadershipLostError as error:
-            logger.warning("lost the leadership: %s", error)
+            logger.warning("lost the leadership of database %s: %s", self._database, error)
         except psycopg.errors.UndefinedTable as error:
             raise JournalMissingError(self._database) from error
         except psycopg.Error as error:
             if not self._settled:
                 raise
-            logger.warning("lost the database (%s); connecting again", _sentence(error))
+            logger.warning("lost the database %s (%s); connecting again", self._database, _sentence(error))
         finally:
             self.leading.clear()
             # Closed, not returned to anybody: both locks end with the session.
@@ -142,7 +143,7 @@ class Listener:
             if led is not None:
                 return led
             if not self._settled:
-                logger.info("standing by: another listener leads")
+                logger.info("standing by: another listener leads database %s", self._database)
                 self._settled = True
             await self._pause(STANDBY_INTERVAL)
             # Bells are for the leader; nobody else taking them, they would pile up for as long as it leads.
@@ -162,8 +163,9 @@ class Listener:
             connection.prepare_threshold = PREPARE_THRESHOLD
             return doorbell
         logger.error(
-            "LISTEN was accepted, but our own NOTIFY did not come back: a pooler in transaction mode (PgBouncer?) "
-            "stands in between. Polling every %g s instead; set LISTENER_CONNINFO to a direct connection.",
+            "database %s accepted LISTEN, but our own NOTIFY did not come back: a pooler in transaction mode "
+            "(PgBouncer?) stands in between. Polling every %g s instead; set LISTENER_CONNINFO to a direct connection.",
+            self._database,
             self._timing.poll_interval,
         )
         return PolledDoorbell(connection, self._timing.poll_interval)
@@ -172,11 +174,11 @@ class Listener:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
-
-def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    pause = state.next_action.sleep if state.next_action else 0
-    logger.warning("the database cannot be used (%s); trying again in %.1f s", _sentence(error), pause)
+    def _log_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        pause = state.next_action.sleep if state.next_action else 0
+        reason = _sentence(error)
+        logger.warning("database %s cannot be used (%s); trying again in %.1f s", self._database, reason, pause)
 
 
 def _sentence(error: BaseException | None) -> str:

@@ -1,8 +1,9 @@
 """
-What travels through the channel layer, between one leader and every hub.
+What travels through the channel layer, between the leader of each database and every hub.
 
-Two messages: changes of one model, and a heartbeat.  Rows travel as the JSON text that PostgreSQL wrote; it is decoded
-once, in the hub.  Values are what every layer can carry: strings, integers, lists and dictionaries.
+Two messages: changes of one model, and a heartbeat; both name the database, by its Django alias.  Rows travel as the
+JSON text that PostgreSQL wrote; it is decoded once, in the hub.  Values are what every layer can carry: strings,
+integers, lists and dictionaries.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class ChangesMessage(TypedDict):
     """Changes of one model: number `seq` of an epoch; `before` and `after` are the cursors of the batch they are of."""
 
     type: Literal["pgnotify_gql.changes"]
+    database: str
     label: str
     epoch: int
     seq: int
@@ -39,9 +41,10 @@ class ChangesMessage(TypedDict):
 
 
 class HeartbeatMessage(TypedDict):
-    """Up to `cursor` everything was sent; `seqs` has the number of the last message of each model."""
+    """Up to `cursor` everything of the database was sent; `seqs` has the number of each model's last message."""
 
     type: Literal["pgnotify_gql.heartbeat"]
+    database: str
     epoch: int
     cursor: str
     seqs: dict[str, int]
@@ -51,11 +54,18 @@ Message = ChangesMessage | HeartbeatMessage
 
 
 def changes_message(
-    label: str, epoch: int, seq: int, before: Snapshot, after: Snapshot, rows: Sequence[JournalRow]
+    database: str,
+    label: str,
+    epoch: int,
+    seq: int,
+    before: Snapshot,
+    after: Snapshot,
+    rows: Sequence[JournalRow],
 ) -> ChangesMessage:
     """Return the message that carries journal rows of one model."""
     return {
         "type": CHANGES,
+        "database": database,
         "label": label,
         "epoch": epoch,
         "seq": seq,
@@ -65,9 +75,9 @@ def changes_message(
     }
 
 
-def heartbeat_message(epoch: int, cursor: Snapshot, seqs: dict[str, int]) -> HeartbeatMessage:
+def heartbeat_message(database: str, epoch: int, cursor: Snapshot, seqs: dict[str, int]) -> HeartbeatMessage:
     """Return a heartbeat."""
-    return {"type": HEARTBEAT, "epoch": epoch, "cursor": str(cursor), "seqs": dict(seqs)}
+    return {"type": HEARTBEAT, "database": database, "epoch": epoch, "cursor": str(cursor), "seqs": dict(seqs)}
 
 
 def journal_rows(message: ChangesMessage) -> list[JournalRow]:

@@ -36,12 +36,18 @@ class Layer(Protocol):
 
 
 class Relay:
-    """Sends the batches of one listener; implements ``listener.Sink``."""
+    """Sends the batches of one listener, of one database; implements ``listener.Sink``."""
 
     def __init__(
-        self, layer: Layer, *, send_timeout: float = SEND_TIMEOUT, rest_after_hang: float = REST_AFTER_HANG
+        self,
+        layer: Layer,
+        *,
+        database: str = "default",
+        send_timeout: float = SEND_TIMEOUT,
+        rest_after_hang: float = REST_AFTER_HANG,
     ) -> None:
         self._layer = layer
+        self._database = database
         self._send_timeout = send_timeout
         self._rest_after_hang = rest_after_hang
         self._epoch = 0
@@ -65,12 +71,13 @@ class Relay:
         for label, rows in by_label.items():
             for part in split(rows):
                 seq = self._seqs[label] = self._seqs.get(label, 0) + 1
-                message = changes_message(label, self._epoch, seq, batch.before, batch.after, part)
+                message = changes_message(self._database, label, self._epoch, seq, batch.before, batch.after, part)
                 await self._send(names.model_group(label), message)
 
     async def heartbeat(self, cursor: Snapshot) -> None:
         """Tell every hub the cursor, and the last number of each model, so that a lost last message shows too."""
-        await self._send(names.heartbeat_group(), heartbeat_message(self._epoch, cursor, self._seqs))
+        message = heartbeat_message(self._database, self._epoch, cursor, self._seqs)
+        await self._send(names.heartbeat_group(), message)
 
     async def _send(self, group: str, message: Message) -> None:
         now = asyncio.get_running_loop().time
@@ -82,10 +89,17 @@ class Relay:
         except TimeoutError:
             self._resting_until = now() + self._rest_after_hang
             logger.warning(
-                "the channel layer took longer than %g s for a message for %s; it rests for %g s, hubs heal",
+                "the channel layer took longer than %g s for a message of database %s for %s; "
+                "it rests for %g s, hubs heal",
                 self._send_timeout,
+                self._database,
                 group,
                 self._rest_after_hang,
             )
         except Exception as error:
-            logger.warning("the channel layer did not take a message for %s: %r; hubs will heal", group, error)
+            logger.warning(
+                "the channel layer did not take a message of database %s for %s: %r; hubs will heal",
+                self._database,
+                group,
+                error,
+            )

@@ -14,13 +14,13 @@ from ..listener import Listener, Timing, connect
 from .relay import Layer, Relay
 
 
-def build_listener(settings: Settings | None = None) -> Listener:
-    """Return a listener for the configured database and channel layer.  Raises ConfigurationError."""
+def build_listener(alias: str, settings: Settings | None = None) -> Listener:
+    """Return a listener for a database and the configured channel layer.  Raises ConfigurationError."""
     settings = settings or get_settings()
     return Listener(
-        partial(connect, database_conninfo(settings, settings.DATABASE), session_timeout=settings.SESSION_TIMEOUT),
-        Relay(channel_layer(settings)),
-        database=settings.DATABASE,
+        partial(connect, database_conninfo(settings, alias), session_timeout=settings.SESSION_TIMEOUT),
+        Relay(channel_layer(settings), database=alias),
+        database=alias,
         polls=settings.WAKE == "poll",
         timing=timing(settings),
     )

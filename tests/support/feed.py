@@ -17,7 +17,8 @@ import psycopg
 
 from pgnotify_gql import names
 from pgnotify_gql.hub.executor import Executor
-from pgnotify_gql.hub.hub import Hub, Layer
+from pgnotify_gql.hub.feed import Feed, Layer
+from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.reader import HubReader
 from pgnotify_gql.journal import Change, JournalRow, Snapshot
 from pgnotify_gql.journal.reader import Batch, Connection
@@ -256,13 +257,18 @@ async def hub_of(
     """A hub that has started."""
     channel_layer: Layer = layer
     reader = HubReader(connect or opener(dsn, 0, "test hub"))
-    hub = Hub(channel_layer, reader, Executor(workers))
+    hub = Hub(channel_layer, [reader], Executor(workers))
     await hub.start()
     try:
         yield hub
     finally:
         async with asyncio.timeout(EVENT_TIMEOUT):
             await hub.close()
+
+
+def feed_of(hub: Hub, database: str = "default") -> Feed:
+    """What a hub has of a database."""
+    return hub._feeds[database]
 
 
 def told(change: Change) -> tuple[int, str, Any]:

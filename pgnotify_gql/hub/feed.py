@@ -1,0 +1,278 @@
+"""
+The feed: what a hub receives of one database.
+
+Each database has a journal, leaders and epochs of its own, and a feed in every hub: a channel of the layer, a
+connection to the journal, and an intake for each of its models that some operation waits for.  Feeds share nothing, so
+that a database that is away, or has no listener, keeps no other waiting.
+
+A feed joins a model's group before it takes the cursor, so that no change falls between.  Messages are taken in order
+by the model's intake; a gap is healed from the journal before anything later is dispatched.
+
+On failure: a layer that fails is tried again and its groups are joined again; what was missed shows as a gap.  When
+nothing at all comes through it (no listener, a flushed Redis) the journal is read now and then instead.  While the
+database is away healing waits, and with it the feed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Protocol
+
+import psycopg
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from .. import names
+from ..errors import CursorTooOldError
+from ..journal.change import JournalRow
+from ..relay.messages import CHANGES, HEARTBEAT, ChangesMessage, HeartbeatMessage
+from .intake import Intake
+from .reader import RETRY_FIRST, RETRY_MAX, HubReader
+
+logger = logging.getLogger("pgnotify_gql.hub")
+
+SILENCE = 15.0
+"""Seconds without any message of a database after which the layer is no longer trusted: a sleeping listener's
+heartbeat comes every 5, by default."""
+
+RENEW_INTERVAL = 600.0
+"""Seconds after which the groups are joined again: channels_redis forgets members after a day."""
+
+LAYER_RETRY = 0.5
+"""Seconds before a layer that failed is tried again."""
+
+
+class Layer(Protocol):
+    """What a hub needs of a channel layer."""
+
+    async def new_channel(self, prefix: str = ...) -> str: ...
+
+    async def receive(self, channel: str) -> dict[str, Any]: ...
+
+    async def group_add(self, group: str, channel: str) -> None: ...
+
+    async def group_discard(self, group: str, channel: str) -> None: ...
+
+
+class Dispatcher(Protocol):
+    """Where rows go, in order and each once; `resync` tells that some of a model are lost."""
+
+    async def dispatch(self, rows: Sequence[JournalRow]) -> None: ...
+
+    def resync(self, label: str, reason: str) -> None: ...
+
+
+class Feed:
+    """Takes the changes of one database, that of the reader."""
+
+    def __init__(self, layer: Layer, reader: HubReader, dispatcher: Dispatcher, *, silence: float = SILENCE) -> None:
+        self.database = reader.database
+        self._layer = layer
+        self._reader = reader
+        self._dispatcher = dispatcher
+        self._silence = silence
+        self._waiting: Counter[str] = Counter()
+        self._intakes: dict[str, Intake] = {}
+        # Of models that are being joined: epoch and number of the last message that came before the cursor.
+        self._early: dict[str, tuple[int, int] | None] = {}
+        self._strays: set[str] = set()
+        self._joining = asyncio.Lock()
+        self._taking = asyncio.Lock()
+        self._heard_at = self._renewed_at = 0.0
+        self._channel = ""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Open the channel and begin to receive."""
+        self._channel = await self._layer.new_channel()
+        await self._layer.group_add(names.heartbeat_group(), self._channel)
+        self._tasks = [
+            asyncio.create_task(self._receive(), name=f"pgnotify_gql hub {self.database}"),
+            asyncio.create_task(self._watch(), name=f"pgnotify_gql hub watch {self.database}"),
+        ]
+
+    async def close(self) -> None:
+        """Leave every group, end the tasks and the connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for group in self._groups():
+            with suppress(Exception):
+                await self._layer.group_discard(group, self._channel)
+        await self._reader.close()
+
+    async def join(self, label: str) -> None:
+        """Dispatch every change of a model that commits after this has returned, until as many have left as joined."""
+        self._waiting[label] += 1
+        try:
+            await self._join_model(label)
+        except BaseException:
+            await asyncio.shield(self.leave(label))
+            raise
+
+    async def leave(self, label: str) -> None:
+        """Take back one join of a model."""
+        self._waiting[label] -= 1
+        if self._waiting[label]:
+            return
+        async with self._joining:
+            if self._waiting[label]:
+                return
+            del self._waiting[label]
+            self._intakes.pop(label, None)
+            with suppress(Exception):
+                await self._layer.group_discard(names.model_group(label), self._channel)
+
+    async def _join_model(self, label: str) -> None:
+        async with self._joining:
+            if label in self._intakes:
+                return
+            self._early[label] = None
+            try:
+                await self._layer.group_add(names.model_group(label), self._channel)
+                await self._begin(Intake(label, await self._reader.current()))
+            finally:
+                del self._early[label]
+            if not await self._reader.is_captured(label):
+                logger.error(
+                    "somebody has subscribed to %s, which has no triggers in database %s, so nothing will arrive: "
+                    "run `manage.py install_triggers --database %s`",
+                    label,
+                    self.database,
+                    self.database,
+                )
+
+    async def _begin(self, intake: Intake) -> None:
+        async with self._taking:
+            self._intakes[intake.label] = intake
+            if early := self._early[intake.label]:
+                await self._heal(intake, *early)
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                message = await self._layer.receive(self._channel)
+            except Exception as error:
+                logger.warning("the channel layer failed (%r); joining the groups again", error)
+                await asyncio.sleep(LAYER_RETRY)
+                await self._join_groups()
+                continue
+            try:
+                await self._handle(message)
+            except Exception:
+                logger.exception("a message of the channel layer could not be handled")
+
+    async def _handle(self, message: dict[str, Any]) -> None:
+        if message["database"] != self.database:
+            self._refuse(message)
+            return
+        self._heard_at = _now()
+        async with self._taking:
+            if message["type"] == CHANGES:
+                await self._take(message)  # type: ignore[arg-type]  # the relay's own message, by its type
+            elif message["type"] == HEARTBEAT:
+                await self._note(message)  # type: ignore[arg-type]
+
+    def _refuse(self, message: dict[str, Any]) -> None:
+        # Heartbeats of all databases have one group.
+        if message["type"] != CHANGES or message["label"] in self._strays:
+            return
+        self._strays.add(message["label"])
+        logger.warning(
+            "%s is captured in database %s too, where the router does not write it: changes there reach nobody; "
+            "`manage.py uninstall_triggers %s --database %s` ends it",
+            message["label"],
+            message["database"],
+            message["label"],
+            message["database"],
+        )
+
+    async def _take(self, message: ChangesMessage) -> None:
+        intake = self._intakes.get(message["label"])
+        if intake is None:
+            if message["label"] in self._early:
+                # Came between joining the group and having the cursor: remembered, and then read from the journal.
+                self._early[message["label"]] = message["epoch"], message["seq"]
+            return
+        if intake.is_stale(message["epoch"]):
+            return
+        if not intake.follows(message):
+            await self._heal(intake, message["epoch"], message["seq"])
+        await self._dispatcher.dispatch(intake.take(message))
+
+    async def _note(self, heartbeat: HeartbeatMessage) -> None:
+        for intake in list(self._intakes.values()):
+            if intake.is_stale(heartbeat["epoch"]):
+                continue
+            if not intake.agrees(heartbeat):
+                await self._heal(intake, heartbeat["epoch"], heartbeat["seqs"].get(intake.label, 0))
+            intake.note(heartbeat)
+
+    async def _heal(self, intake: Intake, epoch: int, seq: int) -> None:
+        """Read what is missing up to this message from the journal, and count from it on."""
+        await self._catch_up(intake)
+        intake.healed(epoch, seq)
+
+    async def _catch_up(self, intake: Intake) -> None:
+        """Read what is missing, for as long as it takes."""
+        logger.debug("healing %s from %s", intake.label, intake.position)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(psycopg.Error),
+            wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
+            before_sleep=lambda state: logger.warning(
+                "healing %s waits for the database %s", intake.label, self.database
+            ),
+        )
+        async for attempt in retrying:
+            with attempt:
+                await self._read_missed(intake)
+
+    async def _read_missed(self, intake: Intake) -> None:
+        try:
+            async with aclosing(self._reader.missed(intake.position, intake.label)) as batches:
+                async for batch in batches:
+                    await self._dispatcher.dispatch(intake.heal(batch))
+        except CursorTooOldError as error:
+            logger.error("%s: a gap could not be healed: %s", intake.label, error)
+            self._dispatcher.resync(intake.label, str(error))
+
+    async def _watch(self) -> None:
+        self._heard_at = self._renewed_at = _now()
+        while True:
+            await asyncio.sleep(self._silence / 3)
+            silent = _now() - self._heard_at > self._silence
+            if silent or _now() - self._renewed_at > RENEW_INTERVAL:
+                self._renewed_at = _now()
+                await self._join_groups()
+            if silent:
+                await self._do_without_layer()
+
+    async def _do_without_layer(self) -> None:
+        logger.warning(
+            "nothing of database %s has come through the channel layer for %d s: is a listener running for it, on the "
+            "same layer? The journal is read meanwhile, every %d s",
+            self.database,
+            _now() - self._heard_at,
+            self._silence / 3,
+        )
+        async with self._taking:
+            for intake in list(self._intakes.values()):
+                await self._catch_up(intake)
+
+    async def _join_groups(self) -> None:
+        for group in self._groups():
+            try:
+                await self._layer.group_add(group, self._channel)
+            except Exception as error:
+                logger.warning("the channel layer did not take %s (%r); trying again later", group, error)
+                return
+
+    def _groups(self) -> list[str]:
+        return [names.heartbeat_group(), *map(names.model_group, self._intakes)]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
