@@ -46,6 +46,9 @@ class Settings:
     WAKE: str = "notify"
     """``notify``: writers ring a sleeping listener. ``poll``: they never do (two-phase commit, poolers)."""
 
+    INSTALL_ON_MIGRATE: bool = False
+    """Bring the triggers in step after every ``migrate``, as ``install_triggers`` does."""
+
     SAFETY_POLL: float = 5.0
     """How long a sleeping listener waits for a bell before it looks by itself."""
 
