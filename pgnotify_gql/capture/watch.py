@@ -19,7 +19,10 @@ from django.db.models import Field, GeneratedField, Model, Q
 
 from ..errors import WatchError
 from .kinds import ALL_KINDS, Kind
-from .values import decode
+from .loaders import Load
+from .values import decoder, is_missing, warn_of_missing
+
+_ABSENT = object()
 
 Columns = Sequence[str] | Literal["__all__"] | None
 
@@ -113,8 +116,15 @@ class Watch:
         return names
 
     def pk(self, key: Sequence[Any]) -> Any:
-        """Return the primary key as Python value, a tuple when it is composite."""
-        values = tuple(decode(field, raw) for field, raw in zip(self.key_fields, key, strict=True))
+        """
+        Return the primary key as Python value, a tuple when it is composite.
+
+        None when it is not known: the trigger function did not find a column of it, or was made for another key.
+        """
+        if len(key) != len(self._key_decoders) or None in key:
+            warn_of_missing(self.label, ", ".join(column_of(field) for field in self.key_fields))
+            return None
+        values = tuple(decode(raw) for decode, raw in zip(self._key_decoders, key, strict=True))
         return values[0] if len(values) == 1 else values
 
     def keys(self, pk: Any) -> Mapping[str, Any]:
@@ -123,8 +133,36 @@ class Watch:
         return {field.name: value for field, value in zip(self.key_fields, values, strict=True)}
 
     def values(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the Python values of a row image, by field name; columns no longer watched are left out."""
-        return {field.name: decode(field, image[column]) for field, column in self._columns if column in image}
+        """
+        Return the Python values of a row image, by field name.
+
+        Without columns that are not watched any more, and without those that the trigger function did not find.
+        """
+        values = {}
+        for name, column, in_key, decode in self._decoders:
+            raw = image.get(column, _ABSENT)
+            if raw is _ABSENT:
+                continue
+            if (raw is None and in_key) or is_missing(raw):
+                warn_of_missing(self.label, column)
+                continue
+            values[name] = decode(raw)
+        return values
+
+    def instance(self, image: Mapping[str, Any]) -> Model | None:
+        """
+        Return the row of an image as a model instance, or None when the image does not hold every column of the model.
+
+        Those of a model that inherits from another table are not all in the image of one table.
+        """
+        fields = self._instance_fields
+        if not fields:
+            return None
+        values = self.values(image)
+        if any(field.name not in values for field in fields):
+            return None
+        names = [field.attname for field in fields]
+        return self.model.from_db(router.db_for_write(self.model), names, [values[field.name] for field in fields])
 
     def fetch(self, pk: Any) -> Model | None:
         """
@@ -134,6 +172,20 @@ class Watch:
         """
         manager = self.model._base_manager.using(router.db_for_write(self.model))
         return next(iter(manager.filter(pk=pk)), None)
+
+    @cached_property
+    def _key_decoders(self) -> tuple[Load, ...]:
+        return tuple(decoder(field) for field in self.key_fields)
+
+    @cached_property
+    def _decoders(self) -> tuple[tuple[str, str, bool, Load], ...]:
+        return tuple((field.name, column, field in self.key_fields, decoder(field)) for field, column in self._columns)
+
+    @cached_property
+    def _instance_fields(self) -> tuple[Field[Any, Any], ...]:
+        # In Django's order; empty when not all of them are captured.
+        fields = self.model._meta.concrete_fields
+        return tuple(fields) if set(fields) <= set(self.fields) else ()
 
     def _field(self, name: str) -> Field[Any, Any]:
         try:
