@@ -26,9 +26,10 @@ PARTITIONED = "p"
 FOREIGN = "f"
 
 # Clones, which PostgreSQL makes on partitions, follow the trigger they were made from.
-INSTALLED_TRIGGERS = """
+INSTALLED_TRIGGERS = r"""
     select c.oid, c.oid::regclass::text, t.tgname, t.tgenabled::text, p.proname,
-           coalesce(obj_description(t.oid, 'pg_trigger'), '')
+           coalesce(obj_description(t.oid, 'pg_trigger'), ''),
+           substring(p.prosrc from $$'(\d+)'::pg_catalog\.regclass$$)::oid
     from pg_trigger t
     join pg_proc p on p.oid = t.tgfoid
     join pg_namespace pn on pn.oid = p.pronamespace and pn.nspname = 'pgnotify_gql'
@@ -87,6 +88,8 @@ class InstalledTrigger:
     enabled: str
     function: str
     comment: str
+    bound_to: int | None
+    """The table that a row-level function is bound to, see ``function.bind``."""
 
     @property
     def fires(self) -> bool:

@@ -37,11 +37,26 @@ PLAIN_KEYS = frozenset(
 """Key fields whose type has its equality in pg_catalog; others are compared as text, lest a write fail for want of
 an operator that the fixed search_path hides."""
 
+UNBOUND = "'0'::pg_catalog.regclass"
+"""Stands for the watched table in row-level functions, see ``bind``."""
+
 OLD, NEW, ROW = "pgn_old", "pgn_new", "pgn"
 
 KINDS_BY_FREQUENCY = (Kind.UPDATE, Kind.INSERT, Kind.DELETE, Kind.TRUNCATE)
 
 TRUE = sql.SQL("true")
+
+
+def bind(statement: str, table_oid: int) -> str:
+    """
+    Return a CREATE FUNCTION with the watched table's oid in it, so that its plans are made anew after ALTER TABLE.
+
+    PostgreSQL makes a plan anew when a table that it names has been altered.  Plans of row-level functions read OLD and
+    NEW, and name no table: they would go on to take a column for what it was, and fail writes when its type changed.
+    A name would have to be resolved again, and fail writes when the table was renamed; an oid stays.  After a dump and
+    restore it is another one, and ``install_triggers --check`` says OUTDATED.
+    """
+    return statement.replace(UNBOUND, f"'{table_oid}'::pg_catalog.regclass")
 
 
 def named_columns(watch: Watch) -> list[str]:
@@ -145,7 +160,7 @@ class TriggerFunction:
             "old_source": self._source(OLD, conditional, compared=True),
             "new_source": self._source(NEW, conditional, compared=True),
             "same_key": self._same_key(),
-            "differs": self._differs(),
+            "differs": sql.SQL("pgn_old.compared *<> pgn_new.compared"),
             "update_entry": self._entry(NEW, old=OLD, new=NEW),
             "delete_entry": self._entry(OLD, old=OLD),
             "insert_entry": self._entry(NEW, new=NEW),
@@ -159,28 +174,31 @@ class TriggerFunction:
 
     def _rows(self, side: str) -> sql.Composable:
         if self.by_row:
-            return sql.SQL("(select old.*)" if side is OLD else "(select new.*)")
+            row = "old.*" if side is OLD else "new.*"
+            return sql.SQL(f"(select {row} where {UNBOUND} is not null)")
         return sql.Identifier(f"{side}_rows")
 
     def _source(self, side: str, conditional: bool, *, compared: bool = False) -> sql.Composed:
-        """Return the rows of a side, with columns ``key_1``, ``column_1``, ``decisive_1``, ``whole``, ``here``."""
+        """Return the rows of a side, with columns ``key_1``, ``column_1``, ``compared``, ``here``, ``wanted``."""
         columns: list[sql.Composable] = [
             sql.SQL("{} as {}").format(sql.Identifier(column_of(field)), sql.Identifier(name))
-            for name, field in (
-                *_numbered("key", self.watch.key_fields),
-                *_numbered("column", self.watch.fields),
-                *(_numbered("decisive", self.watch.decisive_fields) if compared else ()),
-            )
+            for name, field in (*_numbered("key", self.watch.key_fields), *_numbered("column", self.watch.fields))
         ]
         if compared:
-            # Not a bare pgn, which is the column of that name where the table has one.
-            columns += [sql.SQL("row(pgn.*) as whole"), sql.SQL("true as here")]
+            columns += [sql.SQL("row({}) as compared").format(self._compared()), sql.SQL("true as here")]
         if conditional:
             assert self.condition is not None
             columns.append(sql.SQL("({}) as wanted").format(self.condition))
         return template("capture_v1_source.sql").format(
             missing=self._missing(side), columns=sql.SQL(", ").join(columns), rows=self._rows(side)
         )
+
+    def _compared(self) -> sql.Composable:
+        # One record, and *<>, which compares images: that works for types without an equality (json) too.
+        if self.watch.decisive_fields:
+            return sql.SQL(", ").join(sql.Identifier(column_of(field)) for field in self.watch.decisive_fields)
+        # Not a bare pgn, which is the column of that name where the table has one.
+        return sql.SQL("pgn.*")
 
     def _missing(self, side: str) -> sql.Composed:
         """Return what stands for columns that are gone: no key, and for others a mark that differs between sides."""
@@ -217,15 +235,6 @@ class TriggerFunction:
         return sql.SQL(" and ").join(
             sql.SQL("{} = {}").format(_comparable(OLD, name, field), _comparable(NEW, name, field))
             for name, field in _numbered("key", self.watch.key_fields)
-        )
-
-    def _differs(self) -> sql.Composed:
-        # *<> compares images, which works for types without an equality (json) too.
-        decisive = [name for name, _ in _numbered("decisive", self.watch.decisive_fields)]
-        if not decisive:
-            return sql.SQL("{} *<> {}").format(sql.Identifier(OLD, "whole"), sql.Identifier(NEW, "whole"))
-        return sql.SQL("row({}) *<> row({})").format(
-            *(sql.SQL(", ").join(sql.Identifier(side, name) for name in decisive) for side in (OLD, NEW))
         )
 
 

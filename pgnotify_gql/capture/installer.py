@@ -21,7 +21,7 @@ from ..errors import PgnotifyGqlError, WatchError
 from . import catalog
 from .catalog import ALWAYS, InstalledTrigger, Relation, Status
 from .condition import condition_sql, require_evaluable
-from .function import triggered_kinds
+from .function import bind, triggered_kinds
 from .locking import ATTEMPTS, LOCK_TIMEOUT, LockMode, lock_tables, try_again
 from .render import Capture, Trigger, render
 from .watch import Watch
@@ -195,14 +195,14 @@ def _watched_twice(target: _Target, other: _Target) -> WatchError:
 
 def _install_step(target: _Target, present: Sequence[InstalledTrigger], kept: Collection[str]) -> Step:
     capture, watch = target.capture, target.capture.watch
-    current = {_key(t) for t in present if _is_current(t, capture)}
+    current = {_key(t) for t in present if _is_current(t, target)}
     differing = {key: trigger for key, trigger in target.triggers.items() if key not in current}
     surplus = [t for t in present if _key(t) not in target.triggers]
     if not differing and not surplus:
         return Step(watch.label, target.relation.table, Status.INSTALLED, ())
     statements = []
     if not current:
-        statements.append(capture.create_function)
+        statements.append(bind(capture.create_function, target.relation.oid))
     for trigger in differing.values():
         statements += [trigger.create, _comment(trigger, capture), *_enable_always(trigger, watch)]
     statements += [_drop_trigger(t) for t in surplus]
@@ -226,9 +226,13 @@ def _removal_steps(triggers: Iterable[InstalledTrigger], status: Status, kept: C
     return steps
 
 
-def _is_current(trigger: InstalledTrigger, capture: Capture) -> bool:
+def _is_current(trigger: InstalledTrigger, target: _Target) -> bool:
+    capture = target.capture
     enabled = trigger.enabled == ALWAYS if capture.watch.replicated else trigger.fires
-    return enabled and (trigger.function, trigger.comment) == (capture.function, capture.comment)
+    bound_to = target.relation.oid if capture.by_row else None
+    return enabled and (trigger.function, trigger.comment, trigger.bound_to) == (
+        capture.function, capture.comment, bound_to
+    )  # fmt: skip
 
 
 def _difference(target: _Target, present: Sequence[InstalledTrigger]) -> str:
