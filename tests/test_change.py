@@ -1,8 +1,9 @@
-"""A change, decoded from a row of the journal, and the context that its writer attached."""
+"""A change, decoded from a row of the journal."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
@@ -12,16 +13,15 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from django.contrib.postgres.fields import ArrayField, DateRangeField
-from django.db import IntegrityError, connection, models, transaction
+from django.contrib.postgres.fields import ArrayField
+from django.db import connection, models
 
-from pgnotify_gql.capture import Kind, change_context
+from pgnotify_gql.capture import Kind
 from pgnotify_gql.capture.installer import plan_install
-from pgnotify_gql.capture.values import decode
 from pgnotify_gql.capture.watch import Watch
 from pgnotify_gql.journal import Change, JournalRow
 from tests.support.databases import Database
-from tests.support.watched import Item, WatchedTable, make_model, watched
+from tests.support.watched import Item, make_model, watched
 
 AT = datetime(2024, 2, 29, tzinfo=UTC)
 
@@ -42,6 +42,9 @@ class Fruits:
 
     def values(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
         return dict(image)
+
+    def instance(self, image: Mapping[str, Any]) -> Any:
+        return f"fruit {image['id']}, as it was" if "id" in image else None
 
     def fetch(self, pk: Any) -> Any:
         self.fetched.append(pk)
@@ -86,6 +89,23 @@ class TestChange:
         found = change(None, {"name": "tea"}, kind=Kind.INSERT)
         assert (found.old, found.new, found.changed) == (None, {"name": "tea"}, frozenset({"name"}))
 
+    def test_of_an_insert_names_the_columns_that_are_not_null(self) -> None:
+        assert change(None, {"name": "tea", "note": None}, kind=Kind.INSERT).changed == {"name"}
+
+    @pytest.mark.parametrize("same", [math.nan, [math.nan], {"a": [1, 2.5]}, True])
+    def test_what_postgresql_wrote_the_same_did_not_change(self, same: Any) -> None:
+        """A NaN differs from itself in Python; PostgreSQL writes it as text."""
+        written = json.loads(json.dumps(same), parse_constant=str)
+        assert change({"value": written}, {"value": written}).changed == frozenset()
+
+    @pytest.mark.parametrize(("old", "new"), [({"a": True}, {"a": 1}), ([1], [1.0]), (0, None), (False, 0)])
+    def test_what_postgresql_wrote_differently_changed(self, old: Any, new: Any) -> None:
+        assert change({"value": old}, {"value": new}).changed == {"value"}
+
+    def test_a_column_that_one_image_does_not_hold_is_named_and_one_that_neither_holds_is_not(self) -> None:
+        found = change({"name": "tea", "size": 1}, {"name": "tea", "note": None})
+        assert found.changed == {"size", "note"}
+
     def test_of_a_truncate_has_no_key(self) -> None:
         (found,) = changes([[None]], kind=Kind.TRUNCATE)
         assert (found.pk, found.old, found.new, found.keys, found.instance) == (None, None, None, {}, None)
@@ -105,12 +125,26 @@ class TestChange:
 
 class TestInstance:
     def test_is_fetched_when_asked_for_and_once(self) -> None:
-        found = change()
+        found = change({"size": 1}, {"size": 2})
         source = found.source
         assert isinstance(source, Fruits)
         assert source.fetched == []
         assert (found.instance, found.instance) == ("fruit 7", "fruit 7")
         assert source.fetched == [7]
+
+    def test_is_not_fetched_when_the_new_image_is_enough(self) -> None:
+        found = change({"id": 7}, {"id": 7})
+        assert (found.instance, found.instance) == ("fruit 7, as it was", "fruit 7, as it was")
+        assert isinstance(found.source, Fruits)
+        assert found.source.fetched == []
+
+    @pytest.mark.parametrize("images", [(), ({"size": 1}, None), ({"id": 7}, None)])
+    def test_of_a_delete_is_none_and_nobody_is_asked(self, images: tuple[Any, ...]) -> None:
+        """Though another row may have taken the key since."""
+        found = change(*images, kind=Kind.DELETE)
+        assert found.instance is None
+        assert isinstance(found.source, Fruits)
+        assert found.source.fetched == []
 
     def test_is_fetched_once_however_many_threads_ask(self) -> None:
         found = change()
@@ -154,23 +188,26 @@ class TestValues:
         table.run("insert into diary values (1, array['2024-02-29 00:00Z'::timestamptz, null]), (2, null)")
         assert [new for _, _, new in table.images()] == [{"days": [AT, None]}, {"days": None}]
 
-    @pytest.mark.parametrize(
-        ("field", "raw"),
-        [
-            (models.DateTimeField(), "infinity"),
-            (models.DateField(), "0044-03-15 BC"),
-            (models.DecimalField(max_digits=5, decimal_places=2), "NaN"),
-            (DateRangeField(), "[2024-01-01,2024-02-01)"),
-        ],
-    )
-    def test_what_python_cannot_hold_stays_text(self, field: Any, raw: str) -> None:
-        assert decode(field, raw) == raw
-
     def test_a_key_that_python_cannot_hold_arrives(self, database: Database) -> None:
         model = make_model("Day", "day", key=models.DateField(primary_key=True))
         table = watched(database, model, "create table day (key date primary key)")
         table.run("insert into day values ('infinity'), ('0044-03-15 BC')")
         assert table.seen() == [("INSERT", "infinity"), ("INSERT", "0044-03-15 BC")]
+
+    def test_numbers_that_json_does_not_know_arrive(self, database: Database) -> None:
+        """Integers of more digits than int() takes, and the negative zero, which JSON writes like an integer."""
+        exact: models.Field[Any, Any] = models.DecimalField(max_digits=1000, decimal_places=2)
+        model = make_model("Measure", "measure", exact=exact, rough=models.FloatField())
+        create = "create table measure (id bigint primary key, exact numeric, rough float8)"
+        table = watched(database, model, create, columns=["exact", "rough"])
+        table.run("insert into measure values (1, 10::numeric ^ 5000, '-0'), (2, 'NaN', 'NaN')")
+        long, unknown = table.changes()
+        assert long.new is not None
+        assert unknown.new is not None
+        assert long.new["exact"] == Decimal(10) ** 5000
+        assert math.copysign(1, long.new["rough"]) == -1
+        assert unknown.new["exact"].is_nan()
+        assert math.isnan(unknown.new["rough"])
 
     def test_a_column_that_is_not_watched_any_more_is_left_out(self) -> None:
         """The journal may hold images that an older version of the watch captured."""
@@ -189,87 +226,3 @@ class TestValues:
         assert table.images() == [("INSERT", None, {"side": 2}), ("UPDATE", {"side": 2}, {"side": 3})]
         (error,) = plan_install(connection, [Watch(model, "__all__")]).errors
         assert "does not compute virtual generated columns in triggers" in str(error)
-
-
-class TestContext:
-    @pytest.fixture
-    def items(self, database: Database) -> WatchedTable:
-        return watched(database)
-
-    def contexts(self, items: WatchedTable) -> list[Mapping[str, Any]]:
-        return [found.context for found in items.changes()]
-
-    def test_travels_with_the_changes_inside(self, items: WatchedTable) -> None:
-        Item.objects.create(name="before")
-        with change_context(user=7, why="import"):
-            item = Item.objects.create(name="inside")
-            Item.objects.filter(pk=item.pk).update(version=1)
-            Item.objects.bulk_create([Item(), Item()])
-            Item.objects.all().delete()
-        Item.objects.create(name="after")
-        inside = {"user": 7, "why": "import"}
-        assert self.contexts(items) == [{}, *[inside] * 8, {}]
-
-    def test_inside_another_is_merged_and_the_inner_one_wins(self, items: WatchedTable) -> None:
-        with change_context(user=7, why="outer"):
-            with change_context(why="inner", step=1):
-                Item.objects.create()
-            Item.objects.create()
-        assert self.contexts(items) == [{"user": 7, "why": "inner", "step": 1}, {"user": 7, "why": "outer"}]
-
-    def test_ends_with_a_block_that_failed(self, items: WatchedTable) -> None:
-        with change_context(user=7):
-            with pytest.raises(IntegrityError), change_context(user=8):
-                Item.objects.bulk_create([Item(pk=1), Item(pk=1)])
-            Item.objects.create()
-        Item.objects.create()
-        assert self.contexts(items) == [{"user": 7}, {}]
-
-    def test_ends_with_the_transaction_around_it(self, items: WatchedTable) -> None:
-        with transaction.atomic():
-            with change_context(user=7):
-                Item.objects.create()
-            Item.objects.create()
-        Item.objects.create()
-        assert self.contexts(items) == [{"user": 7}, {}, {}]
-
-    def test_that_is_no_json_is_refused_before_anything_is_written(self, items: WatchedTable) -> None:
-        with pytest.raises(TypeError), change_context(user=object()):  # type: ignore[arg-type]  # what is tested
-            Item.objects.create()
-        assert self.contexts(items) == []
-
-    @pytest.mark.parametrize(
-        ("value", "context"),
-        [
-            ("no json", {"raw": "no json"}),
-            ("[1, 2]", {"raw": [1, 2]}),
-            ("null", {"raw": None}),
-            ("", {}),
-            ('{"user": 7}', {"user": 7}),
-            ("{'" * 1000, {"raw": "{'" * 1000}),
-        ],
-    )
-    def test_set_by_hand_never_fails_a_write_whatever_it_is(
-        self, items: WatchedTable, value: str, context: Mapping[str, Any]
-    ) -> None:
-        items.run("select set_config('pgnotify_gql.context', %s, false)", value)
-        items.run("insert into item (id) values (1)")
-        items.run("insert into item (id) values (2), (3)")
-        items.run("update item set version = 1 where id = 1")
-        items.run("update item set version = 2")
-        items.run("update item set id = 9 where id = 1")
-        items.run("delete from item where id = 9")
-        items.run("truncate item")
-        assert self.contexts(items) == [context] * 11
-
-    @pytest.mark.parametrize("value", ["no json", "[1, 2]"])
-    def test_inside_one_that_is_no_object_stands_alone_and_leaves_it_in_place(
-        self, items: WatchedTable, value: str
-    ) -> None:
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("select set_config('pgnotify_gql.context', %s, true)", [value])
-            with change_context(user=7):
-                Item.objects.create()
-            cursor.execute("select current_setting('pgnotify_gql.context')")
-            assert cursor.fetchone() == (value,)
-        assert self.contexts(items) == [{"user": 7}]

@@ -1,22 +1,25 @@
 """
-Who and why: a small JSON object that travels with the changes of a transaction.
+Who and why: a small JSON object that travels with the changes of a transaction, or a word that keeps them back.
 
-It is a transaction-local setting of PostgreSQL that the trigger functions read; unset, it costs nothing.
+Both are the same transaction-local setting, which the trigger functions read (see `setting`); unset, it costs nothing.
+A block that fails needs no care here: PostgreSQL takes the setting back together with the transaction or the
+savepoint that `atomic` made, and setting anything in a failed transaction would only raise another error.
+
+Both are synchronous, as `transaction.atomic` is: call them inside `sync_to_async`, never around an ``await``, and as
+decorators of plain functions only.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from django.db import connections, transaction
 
-CONTEXT_SETTING = "pgnotify_gql.context"
+from . import attribution, setting
+from .setting import SUPPRESSED, Json
 
-SUPPRESSED = "suppressed"
-
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+__all__ = ["SUPPRESSED", "change_context", "suppress_changes"]
 
 
 @contextmanager
@@ -24,26 +27,44 @@ def change_context(*, using: str = "default", **context: Json) -> Iterator[None]
     """
     Attach `context` to every change made inside, as ``change.context``.
 
-    Opens a transaction (``transaction.atomic``), since the setting lives in one.  Inside another change_context the
-    objects are merged, the inner one wins, and leaving restores the outer one.
+    Opens a transaction (``transaction.atomic``), since the setting lives in one.  Inside another change_context, or a
+    request that `ChangeContextMiddleware` sees, the objects are merged, the inner one wins, and leaving restores the
+    outer one.  Inside suppress_changes it changes nothing.
 
-    Raises TypeError when a value cannot be written as JSON.
+    Raises, before anything is written, TypeError when a value is no JSON, and ValueError when it is NaN or the like,
+    or when the whole is longer than `LONGEST_CONTEXT`.
     """
-    with transaction.atomic(using=using):
-        with connections[using].cursor() as cursor:
-            cursor.execute("select current_setting(%s, true)", [CONTEXT_SETTING])
-            outer = cursor.fetchone()[0] or ""
-            merged = json.dumps({**_object(outer), **context})
-            cursor.execute("select set_config(%s, %s, true)", [CONTEXT_SETTING, merged])
+    setting.encode(context)
+    with _set(using, lambda outer: _merge(outer, context)):
         yield
-        with connections[using].cursor() as cursor:
-            cursor.execute("select set_config(%s, %s, true)", [CONTEXT_SETTING, outer])
 
 
-def _object(text: str) -> dict[str, Json]:
-    # A setting anybody may set: what is no object cannot be merged with; leaving restores it.
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+@contextmanager
+def suppress_changes(using: str = "default") -> Iterator[None]:
+    """
+    Leave every change made inside out of the journal: subscribers will never hear of them.
+
+    For imports, whose readers start afresh anyway.  Opens a transaction (``transaction.atomic``) on `using`; writes to
+    other databases, and by other connections, are journaled as ever.  Leaving restores what was before.
+    """
+    with _set(using, lambda outer: SUPPRESSED):
+        yield
+
+
+@contextmanager
+def _set(using: str, inner_value: Callable[[str], str]) -> Iterator[None]:
+    connection = connections[using]
+    outermost = connection.get_autocommit()
+    with transaction.atomic(using=using):
+        outer = attribution.settle(connection)
+        setting.write(connection, inner_value(outer))
+        yield
+        # The end of the transaction takes the setting back; triggers that are deferred to it still find it.
+        if not outermost and not setting.is_broken(connection):
+            setting.write(connection, outer)
+            attribution.forget(connection)
+
+
+def _merge(outer: str, context: dict[str, Json]) -> str:
+    # What is no object cannot be merged with; leaving restores it.
+    return outer if outer == SUPPRESSED else setting.encode({**(setting.decode(outer) or {}), **context})
