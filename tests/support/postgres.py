@@ -107,6 +107,25 @@ class PostgresServer:
             raise
         return server
 
+    def standby(self) -> Self:
+        """A replica that streams from this server; the caller closes it, before this one."""
+        replica = type(self)(self.version, self.bin_path)
+        try:
+            replica.system_user = self.system_user
+            if replica.system_user is not None:
+                shutil.chown(replica.directory, replica.system_user)
+            self._run(
+                "pg_basebackup", "-D", str(replica.data_directory), "-h", str(self.directory), "-p", str(self.port),
+                "-U", self.user, "--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream",
+            )  # fmt: skip
+            with (replica.data_directory / "postgresql.conf").open("a") as settings:
+                settings.write(SETTINGS.format(port=replica.port, socket_directory=replica.directory))
+            replica.start()
+        except BaseException:
+            replica.close()
+            raise
+        return replica
+
     def _initialise(self) -> None:
         prepared = get_server(self.data_directory, postgres_version=18, start=False)
         prepared.bin_path = self.bin_path
@@ -159,9 +178,12 @@ class PostgresServer:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _pg_ctl(self, command: str, *arguments: str) -> None:
+        self._run("pg_ctl", command, "-D", str(self.data_directory), *arguments)
+
+    def _run(self, program: str, *arguments: str) -> None:
         pgexec(
-            "pg_ctl",
-            (command, "-D", str(self.data_directory), *arguments),
+            program,
+            arguments,
             bin_path=self.bin_path,
             user=self.system_user,
             # Not the caller's directory, which the server's user may be unable to enter.
