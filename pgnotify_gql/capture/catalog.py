@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..errors import JournalMissingError, ReadOnlyDatabaseError, TableMissingError, WatchError
 from .function import named_columns
 from .kinds import Kind
-from .watch import Watch, column_of
+from .watch import Watch, column_of, table_of
 
 REFUSED_RELATIONS = {
     "v": "a view: watch the tables behind it",
@@ -163,7 +163,7 @@ def installed_functions(connection: BaseDatabaseWrapper) -> list[str]:
 
 def find_relation(connection: BaseDatabaseWrapper, watch: Watch) -> Relation:
     """Return a watch's table.  Raises WatchError when there is none, or none that can be captured."""
-    table = connection.ops.quote_name(watch.model._meta.db_table)
+    table = table_of(watch.model, connection)
     named = [*named_columns(watch), *(column_of(field) for field in watch.condition_fields)]
     with connection.cursor() as cursor:
         cursor.execute(RELATION, [table])

@@ -53,7 +53,10 @@ def condition_sql(watch: Watch, connection: BaseDatabaseWrapper) -> str:
     except (FieldError, TypeError, ValueError) as error:
         raise _refused(watch, str(error)) from error
     literals = tuple(sql.Literal(parameter).as_string(connection.connection) for parameter in parameters)
-    return str(text % literals)
+    try:
+        return str(text % literals)
+    except (TypeError, ValueError) as error:
+        raise _refused(watch, "a percent sign in a db_column has to be written twice, as the ORM needs it") from error
 
 
 def require_evaluable(watch: Watch, connection: BaseDatabaseWrapper, oid: int, expression: str) -> None:

@@ -185,7 +185,7 @@ class TriggerFunction:
             for name, field in (*_numbered("key", self.watch.key_fields), *_numbered("column", self.watch.fields))
         ]
         if compared:
-            columns += [sql.SQL("row({}) as compared").format(self._compared()), sql.SQL("true as here")]
+            columns += [sql.SQL("{} as compared").format(self._compared()), sql.SQL("true as here")]
         if conditional:
             assert self.condition is not None
             columns.append(sql.SQL("({}) as wanted").format(self.condition))
@@ -196,9 +196,11 @@ class TriggerFunction:
     def _compared(self) -> sql.Composable:
         # One record, and *<>, which compares images: that works for types without an equality (json) too.
         if self.watch.decisive_fields:
-            return sql.SQL(", ").join(sql.Identifier(column_of(field)) for field in self.watch.decisive_fields)
-        # Not a bare pgn, which is the column of that name where the table has one.
-        return sql.SQL("pgn.*")
+            decisive = [sql.Identifier(column_of(field)) for field in self.watch.decisive_fields]
+            return sql.SQL("row({})").format(sql.SQL(", ").join(decisive))
+        # Not row(pgn.*), which is a list of all columns: to name a virtual generated one of a transition table fails
+        # the write.  Nor a bare pgn, which is the column of that name where the table has one.
+        return sql.SQL("coalesce(pgn.*)")
 
     def _missing(self, side: str) -> sql.Composed:
         """Return what stands for columns that are gone: no key, and for others a mark that differs between sides."""

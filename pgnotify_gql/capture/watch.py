@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 from django.core.exceptions import FieldDoesNotExist
 from django.db import router
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Field, GeneratedField, Model, Q
 
 from ..errors import WatchError
+from ..names import IDENTIFIER_BYTES
 from .kinds import ALL_KINDS, Kind
 from .loaders import Load
 from .values import decoder, is_missing, warn_of_missing
@@ -31,14 +33,22 @@ def column_of(field: Field[Any, Any]) -> str:
     """
     Return the name that PostgreSQL knows the column of a concrete field by.
 
-    As in Django, a ``db_column`` that begins and ends with quotes is taken as quoted already, and a quote within a name
-    is written twice in either case.
+    As in Django, a ``db_column`` that begins and ends with quotes is taken as quoted already, a quote within a name is
+    written twice in either case, and so is a percent sign, which the ORM sends through the driver's placeholders.
+    PostgreSQL cuts what is too long.
     """
     assert field.column is not None, "Django's type also covers fields without a column"
     name = field.column
     if name.startswith('"') and name.endswith('"'):
         name = name[1:-1]
-    return name.replace('""', '"')
+    name = name.replace('""', '"').replace("%%", "%")
+    return name.encode()[:IDENTIFIER_BYTES].decode(errors="ignore")
+
+
+def table_of(model: type[Model], connection: BaseDatabaseWrapper) -> str:
+    """Return the table of a model as it can stand in SQL: quoted, with its schema if ``db_table`` has one."""
+    quoted: str = connection.ops.quote_name(model._meta.db_table)
+    return quoted.replace("%%", "%")
 
 
 @dataclass(frozen=True)
