@@ -118,8 +118,8 @@ class TestContext:
         assert contexts(items) == [{"user": 7}]
 
     def test_leads_to_the_database_that_is_named(self, items: WatchedTable, second: WatchedTable) -> None:
-        with transaction.atomic("second"), change_context(using="second", user=7):
-            Item.objects.using("second").create()
+        with transaction.atomic("annex"), change_context(using="annex", user=7):
+            Item.objects.using("annex").create()
             Item.objects.create()
         assert contexts(second) == [{"user": 7}]
         assert contexts(items) == [{}]
@@ -308,14 +308,14 @@ class TestSuppress:
 
     def test_leaves_others_in_peace(self, items: WatchedTable, second: WatchedTable) -> None:
         with suppress_changes():
-            Item.objects.using("second").create()
+            Item.objects.using("annex").create()
             items.run("insert into item (id) values (7)")
         assert items.seen() == [("INSERT", 7)]
         assert second.seen() == [("INSERT", 1)]
 
     def test_leads_to_the_database_that_is_named(self, items: WatchedTable, second: WatchedTable) -> None:
-        with suppress_changes(using="second"):
-            Item.objects.using("second").create()
+        with suppress_changes(using="annex"):
+            Item.objects.using("annex").create()
             Item.objects.create()
         assert items.seen() == [("INSERT", 1)]
         assert second.seen() == []

@@ -61,7 +61,7 @@ def attributed_to(source: Source) -> Iterator[None]:
     Let `source` give the context of what is written inside, in this thread or task and those it awaits.
 
     It is called before each statement that may write, so it should remember.  What it writes itself is not attributed.
-    Whatever it raises, and what `setting.encode` raises about its result, the statement raises.
+    Whatever it raises, the statement raises; what it returns has passed `setting.encode`.
     """
     # Not by token: the block may be left in a copy of the context that it was entered in.
     before = _source.get()

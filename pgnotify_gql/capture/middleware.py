@@ -21,7 +21,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from .attribution import attach, attributed_to
-from .setting import Context, Json
+from .setting import Context, Json, encode
 
 # Visible ASCII without spaces, as the ids of proxies and clients are; the length bounds what a stranger may have
 # repeated in the journal.
@@ -67,7 +67,8 @@ class ChangeContextMiddleware:
         `user` is the primary key, a string unless it is a number, and is left out of an anonymous request.
 
         Called in sync code, at the first statement that may write, and again after `request.user` has become another
-        object (a login).  It may query; what it raises, the statement raises.
+        object (a login).  It may query.  What it raises, the statement raises, and so TypeError and ValueError when its
+        result is no JSON object, or too long.
         """
         found: dict[str, Json] = {"request_id": _request_id(request)}
         user = getattr(request, "user", None)
@@ -89,7 +90,9 @@ class _RequestContext:
         # Lazy, so that comparing it asks nobody.
         user = getattr(self._request, "user", None)
         if self._context is None or user is not self._user:
-            self._context, self._user = self._middleware.context(self._request), user
+            context = self._middleware.context(self._request)
+            encode(context)
+            self._context, self._user = context, user
         return self._context
 
 
