@@ -24,6 +24,11 @@ REFUSED_RELATIONS = {
 
 PARTITIONED = "p"
 FOREIGN = "f"
+TABLES = frozenset({"r", PARTITIONED})
+
+MIGRATE = "run `manage.py makemigrations` and `manage.py migrate` first"
+MAKE_TABLE = "the model is unmanaged, so make the table first, or let the search_path of the connection lead to it"
+MEND_MODEL = "the model is unmanaged, so change it, or the table"
 
 # Clones, which PostgreSQL makes on partitions, follow the trigger they were made from.
 INSTALLED_TRIGGERS = r"""
@@ -163,6 +168,7 @@ def installed_functions(connection: BaseDatabaseWrapper) -> list[str]:
 
 def find_relation(connection: BaseDatabaseWrapper, watch: Watch) -> Relation:
     """Return a watch's table.  Raises WatchError when there is none, or none that can be captured."""
+    _require_own_table(watch)
     table = table_of(watch.model, connection)
     named = [*named_columns(watch), *(column_of(field) for field in watch.condition_fields)]
     with connection.cursor() as cursor:
@@ -171,13 +177,13 @@ def find_relation(connection: BaseDatabaseWrapper, watch: Watch) -> Relation:
         if found is None:
             raise TableMissingError(
                 f"the table {table} of {watch.label} does not exist in database '{connection.alias}': "
-                "run `manage.py makemigrations` and `manage.py migrate` first"
+                f"{MIGRATE if watch.model._meta.managed else MAKE_TABLE}"
             )
         oid, relkind, has_parent, columns, virtual = found
         cursor.execute(DESCENDANTS, [oid])
         descendants = cursor.fetchall()
-    if relkind in REFUSED_RELATIONS:
-        raise WatchError(f"{watch.label} cannot be watched: {table} is {REFUSED_RELATIONS[relkind]}")
+    if relkind not in TABLES:
+        raise WatchError(f"{watch.label} cannot be watched: {table} is {REFUSED_RELATIONS.get(relkind, 'no table')}")
     for _, name, kind in descendants:
         if kind == FOREIGN:
             raise WatchError(
@@ -189,6 +195,14 @@ def find_relation(connection: BaseDatabaseWrapper, watch: Watch) -> Relation:
     )
 
 
+def _require_own_table(watch: Watch) -> None:
+    options = watch.model._meta
+    if options.swapped:
+        raise WatchError(
+            f"{watch.label} cannot be watched: {options.swappable} puts {options.swapped} in its place, watch that"
+        )
+
+
 def _require_columns(
     watch: Watch, named: list[str], table: str, database: str, columns: list[str], virtual: list[str]
 ) -> None:
@@ -196,7 +210,7 @@ def _require_columns(
     if missing:
         raise TableMissingError(
             f"the table {table} of {watch.label} has no column {', '.join(missing)} in database "
-            f"'{database}': run `manage.py makemigrations` and `manage.py migrate` first"
+            f"'{database}': {MIGRATE if watch.model._meta.managed else MEND_MODEL}"
         )
     uncomputed = [column for column in dict.fromkeys(named) if column in virtual]
     if uncomputed:
