@@ -1,10 +1,11 @@
-"""The Django application: it has a journal to migrate and checks to run, and patches nothing."""
+"""The Django application: a journal to migrate, checks to run, triggers to install after ``migrate`` if so set."""
 
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
 class PgnotifyGqlConfig(AppConfig):
-    """Registers the system checks."""
+    """Registers the system checks, and what follows ``migrate``."""
 
     name = "pgnotify_gql"
     verbose_name = "Change feed"
@@ -12,3 +13,7 @@ class PgnotifyGqlConfig(AppConfig):
 
     def ready(self) -> None:
         from . import checks  # noqa: F401  (registers them)
+        from .management.after_migrate import install_after_migrate
+
+        # Sent for each application: for this one, it comes once.
+        post_migrate.connect(install_after_migrate, sender=self)

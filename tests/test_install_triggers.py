@@ -111,6 +111,27 @@ class TestInstalling:
         assert triggers(database) == []
         assert installed_functions(connection) == []
 
+    def test_several_tables_are_summed_up(self, database: Database, registry: Registry) -> None:
+        for table in ("box", "crate", "jar"):
+            database.connect().execute(f"create table {table} (id bigint primary key)")
+        box, crate, jar = (make_model(name, name.lower()) for name in ("Box", "Crate", "Jar"))
+        registry.add(Watch(box))
+        registry.add(Watch(crate))
+        run("install_triggers")
+        registry.remove("stock.crate")
+        registry.remove("stock.item")
+        registry.add(Watch(jar))
+        assert run("install_triggers").splitlines() == [
+            "stock.jar: installed (was MISSING)",
+            "stock.crate: removed (was ORPHANED)",
+            "stock.item: removed (was ORPHANED)",
+            "4 tables: 1 installed, 2 removed, 1 unchanged.",
+        ]
+
+    def test_says_nothing_where_nothing_is_asked_for(self, database: Database) -> None:
+        assert run("install_triggers", "--verbosity=0") == ""
+        assert len(triggers(database)) == 4
+
     def test_nothing_watched_is_said_so(self, database: Database, registry: Registry) -> None:
         registry.remove("stock.item")
         assert run("install_triggers").startswith("No model is watched: call notify_on_model_changes()")
@@ -306,10 +327,28 @@ class TestBusyTables:
 
             execute(*arguments, **options | {"waiting": waiting})
 
-        monkeypatch.setattr("pgnotify_gql.management.commands.install_triggers.execute", execute_and_release)
+        monkeypatch.setattr("pgnotify_gql.management.installing.execute", execute_and_release)
         assert run("install_triggers", "--lock-timeout", "0.05") == (
             '"item" is locked (try 1); trying again\nstock.item: installed (was MISSING)\n'
         )
+
+    def test_a_locked_table_holds_up_no_other(
+        self, database: Database, writer: Connection, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        database.connect().execute("create table shelf (id bigint primary key)")
+        registry.add(Watch(make_model("Shelf", "shelf")))
+        monkeypatch.setattr(
+            "pgnotify_gql.management.installing.execute",
+            lambda *given, **options: execute(*given, **options, attempts=1),
+        )
+        output = StringIO()
+        with pytest.raises(CommandError, match=r'^"item" was locked by other transactions in each of 1 tries'):
+            call_command("install_triggers", "--lock-timeout=0.02", stdout=output)
+        assert output.getvalue().splitlines() == [
+            "stock.shelf: installed (was MISSING)",
+            "2 tables: 1 installed, 1 failed.",
+        ]
+        assert {t.table for t in installed_triggers(connection)} == {"shelf"}
 
     def test_nobody_waits_for_an_installation_that_waits_for_a_long_transaction(
         self, database: Database, writer: Connection
