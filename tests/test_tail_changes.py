@@ -62,6 +62,9 @@ NEWS = "insert into pgnotify_gql.journal (label, kind, rows, at) values (%s, %s,
 
 READY = "showing changes of"
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+"""As users have it: what a buffer still holds at the end is a case of its own."""
+
 
 def run(*arguments: str) -> tuple[list[str], str]:
     """Run the command to its end; return the lines it prints, and its remarks."""
@@ -378,9 +381,10 @@ class TestSince:
             "update pgnotify_gql.journal_state set emptied = pg_current_snapshot(),"
             " emptied_xid = pg_snapshot_xmax(pg_current_snapshot())"
         )
-        room.say("left")
+        # Twice what is read at once, and yet it is said once.
+        room.say(*(f"left {number}" for number in range(1000)))
         lines, remarks = run("--since", begin, "--no-follow")
-        assert len(lines) == 1
+        assert len(lines) == 1000
         assert remarks.count("some are missing here, showing what is left: changes after this cursor have left") == 1
 
     def test_a_time_before_what_the_journal_still_holds_is_said_so(
@@ -580,7 +584,7 @@ class Running:
         self.process = subprocess.Popen(
             [sys.executable, "manage.py", "tail_changes", *arguments],
             cwd=CHECKOUT,
-            env=os.environ | {"DATABASE_URL": database.url} | (environment or {}),
+            env=ENVIRONMENT | {"DATABASE_URL": database.url} | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=self._output if output is None else output,
             stderr=self._remarks,
@@ -731,7 +735,7 @@ class TestFollowing:
         result = subprocess.run(
             ["bash", "-c", command],
             cwd=CHECKOUT,
-            env=os.environ | {"DATABASE_URL": database_triggers.url},
+            env=ENVIRONMENT | {"DATABASE_URL": database_triggers.url},
             capture_output=True,
             text=True,
             check=True,
@@ -772,7 +776,7 @@ class TestFollowing:
         result = subprocess.run(
             [sys.executable, "manage.py", "tail_changes"],
             cwd=CHECKOUT,
-            env=os.environ | {"DATABASE_URL": database.url},
+            env=ENVIRONMENT | {"DATABASE_URL": database.url},
             capture_output=True,
             text=True,
             check=False,
@@ -814,7 +818,7 @@ class TestColours:
             subprocess.run(
                 [sys.executable, "manage.py", "tail_changes", "--no-follow", *arguments],
                 cwd=CHECKOUT,
-                env=os.environ | {"DATABASE_URL": database.url, "TERM": "xterm", "DJANGO_COLORS": ""},
+                env=ENVIRONMENT | {"DATABASE_URL": database.url, "TERM": "xterm", "DJANGO_COLORS": ""},
                 stdout=its,
                 stderr=subprocess.DEVNULL,
                 check=True,
@@ -961,6 +965,16 @@ class TestTail:
         assert taken[-1] == "late"
         third = await looking(since=Bookmark.parse(str(second.seen[-1].bookmark)), follow=False)
         assert await third.take(6) == ["late", *texts[5:]]
+
+    async def test_since_a_time_shows_what_commits_afterwards_however_old_it_is(
+        self, database_triggers: Database, room: Room, looking: Callable[..., Any]
+    ) -> None:
+        with transaction(database_triggers) as late:
+            room.say("late", connection=late)
+            room.say("before")
+            onlooker = await looking(since=timedelta(0))
+            late.commit()
+        assert await onlooker.take(1) == ["late"]
 
     async def test_what_does_not_mend_by_waiting_ends_it(
         self, database_triggers: Database, room: Room, looking: Callable[..., Any]
