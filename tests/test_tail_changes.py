@@ -51,7 +51,7 @@ from tests.support.feed import (
     transaction,
 )
 from tests.support.postgres import PostgresServer
-from tests.support.processes import CHECKOUT
+from tests.support.processes import CHECKOUT, PgBouncer
 from tests.support.watched import LINE_SQL, Line, watched
 
 TIME = r"\d\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.\d\d\d"
@@ -407,7 +407,7 @@ class TestSince:
         "text",
         [
             *("", "yesterday", "10", "10 minutes", "-10m", "1w", "10:30:15", "2026-13-01"),
-            *("3:2:", "812:815", "812:815:816", "812:815:1,2", "812:815:/816", "1:2:/3:4:/5/6/7"),
+            *("3:2:", "812:815", "812:815:816", "812:815:1,2", "812:815:/816", "1:2:/3:4:/5/6/7", "1:2:/9:3:/1/1"),
         ],
     )
     def test_anything_else_is_refused_with_what_is_accepted(self, database_triggers: Database, text: str) -> None:
@@ -436,11 +436,19 @@ class TestFilters:
     def test_of_an_unknown_kind_are_refused(self, begin: str) -> None:
         assert "one of INSERT, UPDATE, DELETE, TRUNCATE, not 'upsert'" in failure("--kind", "upsert")
 
-    def test_of_a_model_take_its_name_in_any_case(self, begin: str) -> None:
-        assert {change["model"] for change in objects("--since", begin)} == {CONVERSATION, MESSAGE}
-        assert {change["model"] for change in objects("--since", begin, "Conversations.Message")} == {MESSAGE}
-        both = objects("--since", begin, "CONVERSATIONS.MESSAGE", "conversations.conversation")
-        assert len(both) == len(objects("--since", begin))
+    @pytest.mark.parametrize(
+        ("names", "labels"),
+        [
+            ([], {CONVERSATION, MESSAGE, "stock.item"}),
+            (["Conversations.Message"], {MESSAGE}),
+            (["CONVERSATIONS.MESSAGE", "conversations.conversation"], {CONVERSATION, MESSAGE}),
+        ],
+    )
+    def test_of_models_take_their_names_in_any_case(
+        self, database: Database, begin: str, names: list[str], labels: set[str]
+    ) -> None:
+        journaled(database, label="stock.item")
+        assert {change["model"] for change in objects("--since", begin, *names)} == labels
 
     @pytest.mark.parametrize(
         ("name", "hint"),
@@ -540,6 +548,18 @@ class TestDatabase:
             journaled(database_triggers, "[[[1]]]")
             assert [found["pk"] for found in objects("--since", "1h", "--database", "other")] == [2]
             assert [found["pk"] for found in objects("--since", "1h")] == [1]
+
+    @pytest.mark.postgres("18")
+    def test_may_be_behind_a_pooler(
+        self, database_triggers: Database, room: Room, pgbouncer: Callable[..., PgBouncer]
+    ) -> None:
+        begin = cursor_of(database_triggers)
+        texts = [f"message {number}" for number in range(1100)]
+        room.say(*texts)
+        with alias("pooled", HOST="127.0.0.1", PORT=str(pgbouncer(database_triggers).port)):
+            found = objects("--since", begin, "--values", "--database", "pooled")
+            assert [change["new"]["text"] for change in found] == texts
+            assert len(objects("--since", "1h", "--database", "pooled", "conversations.message")) == len(texts)
 
     def test_has_no_journal(self, database: Database) -> None:
         database.connect().execute("drop schema pgnotify_gql cascade")
