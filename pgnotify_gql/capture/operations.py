@@ -34,7 +34,7 @@ from .kinds import Kind
 from .locking import ATTEMPTS, LOCK_TIMEOUT, LockMode, lock_tables, try_again
 from .registry import make_watch
 from .script import imagined, make_script, removal
-from .watch import Columns, Watch
+from .watch import Columns, Watch, table_of
 
 logger = logging.getLogger("pgnotify_gql.capture")
 
@@ -150,7 +150,7 @@ class ModelTriggerOperation(TriggerOperation):
         model = self._model(app_label, schema_editor, state)
         if model is not None:
             label = model._meta.label_lower
-            table = schema_editor.connection.ops.quote_name(model._meta.db_table)
+            table = table_of(model, schema_editor.connection)
             run(schema_editor, label, table, removal(label, table))
 
     def _model(
@@ -235,7 +235,7 @@ def run(schema_editor: BaseDatabaseSchemaEditor, label: str, table: str, stateme
     """
     Run statements about the triggers of a table in one transaction, with the table locked; or collect them.
 
-    Raises InstallError when the table is not there or stays locked, JournalMissingError.
+    Raises TableMissingError, JournalMissingError, and InstallError when the table stays locked.
     """
     if schema_editor.collect_sql:
         for statement in statements:
@@ -262,7 +262,7 @@ def _run_once(schema_editor: BaseDatabaseSchemaEditor, label: str, table: str, s
     with transaction.atomic(using=connection.alias):
         family = _family(connection, table)
         if not family and makes_triggers(statements):
-            raise InstallError(
+            raise TableMissingError(
                 f"the table {table} of {label} does not exist in database '{connection.alias}': let this operation "
                 "come after the one that creates or renames it"
             )
@@ -299,7 +299,7 @@ def _relation(schema_editor: BaseDatabaseSchemaEditor, watch: Watch) -> catalog.
     except TableMissingError:
         if not schema_editor.collect_sql:
             raise
-        return imagined(connection.ops.quote_name(watch.model._meta.db_table))
+        return imagined(table_of(watch.model, connection))
 
 
 def _waiting(table: str, attempt: int) -> None:

@@ -8,9 +8,11 @@ What they have in common with the installer is what they leave behind: the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
@@ -45,7 +47,8 @@ def make_script(connection: BaseDatabaseWrapper, watch: Watch, relation: Relatio
     """Return the SQL of a watch on its table, which may be an imagined one.  Raises WatchError."""
     condition = None if watch.condition is None else condition_sql(watch, connection)
     if condition is not None and relation.oid != NO_OID:
-        require_evaluable(watch, connection, relation.oid, condition)
+        with _undone(connection):
+            require_evaluable(watch, connection, relation.oid, condition)
     capture = render(watch, condition=condition, rings=rings, by_row=relation.has_relatives or watch.replicated)
     names: list[str] = []
     statements = [_bound(capture.create_function, relation.table) if capture.by_row else capture.create_function]
@@ -62,6 +65,14 @@ def make_script(connection: BaseDatabaseWrapper, watch: Watch, relation: Relatio
 def removal(label: str, table: str) -> list[str]:
     """Return the statements that remove a watch from its table, whatever version of it is there."""
     return [_tidy(label, table, [])]
+
+
+@contextmanager
+def _undone(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Take back what is set for a transaction: an atomic migration goes on, and must find its tables as before."""
+    with transaction.atomic(using=connection.alias):
+        yield
+        transaction.set_rollback(True, using=connection.alias)
 
 
 def retargeted(statements: Sequence[str], old: str, new: str) -> list[str]:

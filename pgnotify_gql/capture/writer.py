@@ -34,7 +34,7 @@ from .function import named_columns
 from .operations import ModelTriggerOperation, RunTriggerSql
 from .script import NO_OID, Script, imagined, make_script, removal, retargeted
 from .templates import read
-from .watch import Watch, column_of
+from .watch import Watch, column_of, table_of
 
 JOURNAL_APP = "pgnotify_gql"
 
@@ -102,7 +102,7 @@ def plan_migration(
         last = earlier.pop(watch.label, None)
         _add(migration, _script(connection, watch, state, last, migration.assumed, rings=rings), last)
     for label, last in earlier.items():
-        table = _table(connection, state, label)
+        table = table_of(state.apps.get_model(label), connection)
         _add(migration, Script(label, table, removal(label, table), []), last)
     return migration
 
@@ -176,7 +176,7 @@ def _script(
     relation = _relation(connection, watch)
     if relation is not None:
         return make_script(connection, watch, relation, rings=rings)
-    table = connection.ops.quote_name(watch.model._meta.db_table)
+    table = table_of(watch.model, connection)
     possible = [imagined(table), imagined(table, partitioned=True), imagined(table, has_parent=True)]
     scripts = [make_script(connection, watch, each, rings=rings) for each in possible]
     # Where the table is not there to look at (as when a build checks), an earlier migration knows what it is.
@@ -200,7 +200,7 @@ def _require_migrated(connection: BaseDatabaseWrapper, watch: Watch, state: Proj
         named = [*named_columns(watch), *map(column_of, watch.condition_fields)]
         missing = ", ".join(f"column {column}" for column in dict.fromkeys(named) if column not in made)
         if model._meta.db_table != watch.model._meta.db_table:
-            missing = f"the table {connection.ops.quote_name(watch.model._meta.db_table)}"
+            missing = f"the table {table_of(watch.model, connection)}"
     if missing:
         raise InstallError(
             f"the migrations of {watch.model._meta.app_label} do not make {missing} of {watch.label}: "
@@ -218,10 +218,6 @@ def _relation(connection: BaseDatabaseWrapper, watch: Watch) -> Relation | None:
         # Columns come with migrations that were not run here yet; what kind of table it is shows without them.
         return replace(catalog.find_relation(connection, Watch(watch.model)), oid=NO_OID)
     return None
-
-
-def _table(connection: BaseDatabaseWrapper, state: ProjectState, label: str) -> str:
-    return str(connection.ops.quote_name(state.apps.get_model(label)._meta.db_table))
 
 
 def _add(migration: TriggerMigration, script: Script, last: _Earlier | None) -> None:

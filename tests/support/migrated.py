@@ -75,7 +75,8 @@ class MigratedApp:
 
 def _migration(operations: Sequence[Operation], *, atomic: bool = True) -> Migration:
     made = type("Migration", (Migration,), {"operations": operations, "atomic": atomic})
-    return made("0000_test", APP)
+    migration: Migration = made("0000_test", APP)
+    return migration
 
 
 def step_of(watch: Watch) -> Step:
