@@ -22,7 +22,7 @@ from .capture.catalog import Status
 from .capture.installer import Plan, plan_install
 from .capture.registry import registry
 from .capture.watch import Watch
-from .errors import JournalMissingError, TableMissingError, WatchError
+from .errors import JournalMissingError, ReadOnlyDatabaseError, TableMissingError, WatchError
 
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
@@ -140,8 +140,8 @@ def check_triggers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> 
     """
     W002: the journal is missing. W003: triggers out of step. W004: a watch that cannot be captured.
 
-    W006: writers ring, on a server that has two-phase commit.  A server in recovery has what its primary has, and is
-    not asked.  Warnings, because `migrate` runs this check before it mends what it finds, and errors would stop it.
+    W006: writers ring, on a server that has two-phase commit.  A replica has what its primary has: nothing is said of
+    it.  Warnings, because `migrate` runs this check before it mends what it finds, and errors would stop it.
     """
     found: list[CheckMessage] = []
     if conf.find_mistakes(getattr(django_settings, conf.NAME, {})):
@@ -153,12 +153,14 @@ def check_triggers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> 
         if connection.vendor != "postgresql" or not watches:
             continue
         try:
-            if _is_standby(connection) or not MigrationRecorder(connection).has_table():
-                continue  # or a new database, about to be migrated
+            if not MigrationRecorder(connection).has_table():
+                continue  # a new database, about to be migrated
             found += _check_plan(plan_install(connection, watches, rings=rings))
             found += _check_two_phase_commit(connection) if rings else []
         except JournalMissingError as error:
             found.append(CheckWarning(str(error), id="pgnotify_gql.W002"))
+        except ReadOnlyDatabaseError:
+            continue  # what is said of its primary is enough
         except DatabaseError:
             continue  # Django's own checks report a database that is down
     return found
@@ -183,7 +185,9 @@ def _check_plan(plan: Plan) -> list[CheckMessage]:
 
 
 def _check_two_phase_commit(connection: BaseDatabaseWrapper) -> list[CheckMessage]:
-    allowed = int(_asked(connection, "show max_prepared_transactions"))
+    with connection.cursor() as cursor:
+        cursor.execute("show max_prepared_transactions")
+        allowed = int(cursor.fetchone()[0])
     if not allowed:
         return []
     return [
@@ -195,13 +199,3 @@ def _check_two_phase_commit(connection: BaseDatabaseWrapper) -> list[CheckMessag
             id="pgnotify_gql.W006",
         )
     ]
-
-
-def _is_standby(connection: BaseDatabaseWrapper) -> bool:
-    return bool(_asked(connection, "select pg_is_in_recovery()"))
-
-
-def _asked(connection: BaseDatabaseWrapper, question: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(question)
-        return cursor.fetchone()[0]

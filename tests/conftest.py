@@ -31,6 +31,7 @@ from channels.layers import BaseChannelLayer, InMemoryChannelLayer
 from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 from django.core.management import call_command
+from django.test import override_settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.support import processes
@@ -109,6 +110,24 @@ def database_triggers(database: Database) -> Database:
     """The same with the triggers of the example's watched models."""
     call_command("install_triggers", stdout=StringIO())
     return database
+
+
+@pytest.fixture
+def second_database(postgres: PostgresServer, database: Database) -> Iterator[Database]:
+    """
+    A second database, of the same server, for conversations: Django's alias "second" leads to it, both are followed.
+
+    `database` has the rest of the example. Both have the triggers of their models.
+    """
+    settings = {"DATABASES": ["default", "second"], "INLINE_LISTENER": True}
+    with (
+        new_database(postgres, migrated_template(postgres)) as second,
+        used_by_django(second, "second"),
+        override_settings(DATABASE_ROUTERS=["tests.support.routers.ConversationsInSecond"], PGNOTIFY_GQL=settings),
+    ):
+        for alias in ("default", "second"):
+            call_command("install_triggers", database=alias, stdout=StringIO())
+        yield second
 
 
 @pytest.fixture(scope="session")

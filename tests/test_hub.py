@@ -1,11 +1,10 @@
 """The hub: every operation is given every change of its topics once, whatever happens to layer, leader or database."""
 
 import asyncio
-import json
 import logging
 import random
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -18,7 +17,7 @@ from django.test import override_settings
 
 from example.conversations.models import Conversation, Message
 from pgnotify_gql import names
-from pgnotify_gql.hub import Interest, Operation, Topic, current_hub, open_hub
+from pgnotify_gql.hub import Operation, Topic, current_hub, open_hub
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.reader import HubReader
@@ -33,7 +32,6 @@ from tests.support.feed import (
     EVENT_TIMEOUT,
     MESSAGE,
     RARELY,
-    Notebook,
     Room,
     eventually,
     feed_of,
@@ -42,64 +40,10 @@ from tests.support.feed import (
     opener,
     sessions,
     terminate,
-    told,
 )
 from tests.support.layers import default_layer
+from tests.support.operations import Fate, Faulty, Subscriber
 from tests.support.processes import RedisServer
-
-Fate = Callable[[dict[str, Any]], Iterable[dict[str, Any]]]
-
-
-class Subscriber(Notebook):
-    """One operation; its result is the text of a message, or the key where there is none."""
-
-    def __init__(self, *topics: Any, share: Hashable | None = None) -> None:
-        super().__init__()
-        self.executed = 0
-        self.received: list[Any] = []
-        self.resyncs: list[str] = []
-        interest = Interest(tuple(map(Topic.of, topics)))
-        self.operation = Operation(interest, self.execute, self.deliver, share)
-
-    def __str__(self) -> str:
-        return f"{self.received}, {len(self.resyncs)} resyncs"
-
-    def execute(self, change: Change) -> str:
-        self.executed += 1
-        pk, _, text = told(change)
-        return json.dumps(pk if text is None else text)
-
-    def deliver(self, payload: str) -> None:
-        result = json.loads(payload)
-        if isinstance(result, dict):
-            self.resyncs.append(result["extensions"]["resync"]["reason"])
-        else:
-            self.received.append(result)
-        self.noted()
-
-    async def has(self, *results: Any) -> None:
-        await self.until(lambda: set(results) <= set(self.received))
-
-
-class Faulty:
-    """The relay's side of a layer: `fate` tells what becomes of a message of changes."""
-
-    def __init__(self, layer: Any, fate: Fate = lambda message: [message]) -> None:
-        self._layer = layer
-        self.fate = fate
-        self.sent = self.spoilt = 0
-        self.heartbeats = True
-
-    async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        if message["type"] != CHANGES:
-            if self.heartbeats:
-                await self._layer.group_send(group, message)
-            return
-        self.sent += 1
-        survivors = list(self.fate(message))
-        self.spoilt += survivors != [message]
-        for survivor in survivors:
-            await self._layer.group_send(group, survivor)
 
 
 @asynccontextmanager

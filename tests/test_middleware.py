@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -33,7 +36,7 @@ from pgnotify_gql.capture.middleware import ChangeContextMiddleware
 from pgnotify_gql.capture.setting import LONGEST_CONTEXT
 from tests.support.databases import Database, forget_connections
 from tests.support.postgres import PostgresServer
-from tests.support.processes import PgBouncer
+from tests.support.processes import PgBouncer, project_environment
 from tests.support.second import second_alias
 from tests.support.watched import Item, WatchedTable, watched
 
@@ -815,6 +818,29 @@ class TestConnections:
         get(lambda request: Item.objects.create())
         assert [type(wrapper) for wrapper in wrapped.execute_wrappers] == [Attribution]
         assert contexts(items) == [{"request_id": "r1"}] * 2
+
+    def test_a_connection_may_be_older_than_the_middleware(self, items: WatchedTable, database: Database) -> None:
+        """In a process of its own: in this one middleware was made before."""
+        program = f"""
+import asyncio, django
+django.setup()
+from django.conf import settings
+from django.test import AsyncClient
+from tests import test_middleware
+from tests.support.watched import Item
+settings.MIDDLEWARE.append("{OURS}")
+settings.ROOT_URLCONF, settings.ALLOWED_HOSTS = "tests.test_middleware", ["testserver"]
+test_middleware._tasks.append(lambda request: Item.objects.create())
+async def run():
+    # In the thread that the request will write in.
+    await Item.objects.acreate()
+    await AsyncClient().get("/async/", headers={{"X-Request-ID": "r1"}})
+asyncio.run(run())
+"""
+        environment = os.environ | project_environment(database.url, None, inline=False, environment=None)
+        checkout = Path(__file__).parent.parent
+        subprocess.run([sys.executable, "-c", program], cwd=checkout, env=environment, check=True, timeout=60)
+        assert contexts(items) == [{}, {"request_id": "r1"}]
 
     def test_a_copy_of_a_connection_is_left_alone(self, items: WatchedTable) -> None:
         """`atomic` knows connections by their alias only, and would open a transaction on another one."""

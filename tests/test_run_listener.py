@@ -3,19 +3,17 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from channels_redis.core import RedisChannelLayer
 from mirakuru.exceptions import ProcessExitedWithError
 
 from pgnotify_gql import names
 from pgnotify_gql.relay.messages import CHANGES
 from tests.support.databases import Database
-from tests.support.feed import MESSAGE, Notebook, Room, eventually, lock_holders
+from tests.support.feed import Room, eventually, lock_holders
 from tests.support.processes import Process, RedisServer
+from tests.support.receivers import receiving
 
 Start = Callable[..., Process]
 
@@ -23,47 +21,6 @@ STANDING_BY = "standing by"
 
 STOP_TIME = 2.0
 """Seconds in which a listener that was told to stop has ended."""
-
-
-class Received(Notebook):
-    """What came through the channel layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[dict[str, Any]] = []
-
-    @property
-    def texts(self) -> str:
-        return " ".join(row[3] for message in self.messages if message["type"] == CHANGES for row in message["rows"])
-
-    def epochs(self) -> list[int]:
-        return [message["epoch"] for message in self.messages]
-
-    def contains(self, text: str) -> Callable[[], bool]:
-        return lambda: text in self.texts
-
-
-@asynccontextmanager
-async def receiving(redis: RedisServer) -> AsyncIterator[Received]:
-    """Join the groups of the relay, as a hub does."""
-    layer = RedisChannelLayer(hosts=[redis.url])
-    channel = await layer.new_channel()
-    received = Received()
-
-    async def receive() -> None:
-        while True:
-            received.messages.append(await layer.receive(channel))
-            received.noted()
-
-    for group in (names.heartbeat_group(), names.model_group(MESSAGE)):
-        await layer.group_add(group, channel)
-    task = asyncio.create_task(receive())
-    try:
-        yield received
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await layer.flush()
 
 
 async def asleep(process: Process, database: Database) -> None:

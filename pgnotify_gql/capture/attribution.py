@@ -73,8 +73,7 @@ def attributed_to(source: Source) -> Iterator[None]:
 
 
 def attach() -> None:
-    """Put the wrapper on the connections of this thread, and on all that will be opened, in any thread."""
-    connection_created.connect(_attach, dispatch_uid="pgnotify_gql.attribution")
+    """Put the wrapper on the connections of this thread that were open when this module was imported."""
     for connection in connections.all(initialized_only=True):
         _attach(connection)
 
@@ -85,6 +84,11 @@ def _attach(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
     if connection.vendor == "postgresql" and managed and _wrapper(connection) is None:
         # First, not last: `with connection.execute_wrapper(...)`, inside which this may happen, removes the last.
         connection.execute_wrappers.insert(0, Attribution())
+
+
+# When the models are loaded, not when the middleware is: by then other threads may have connections, which nobody can
+# reach from here (those that log a test's AsyncClient in before its first request).
+connection_created.connect(_attach, dispatch_uid="pgnotify_gql.attribution")
 
 
 def _wrapper(connection: BaseDatabaseWrapper) -> Attribution | None:

@@ -84,10 +84,12 @@ def new_database(server: PostgresServer, template: str = "template1") -> Iterato
 
 
 @contextmanager
-def used_by_django(database: Database) -> Iterator[None]:
-    """Let Django's alias "default" lead to this database, in every thread."""
-    parameters = connections.databases["default"]
-    before = parameters.copy()
+def used_by_django(database: Database, alias: str = "default") -> Iterator[None]:
+    """Let an alias of Django, a new one if it has none of this name, lead to this database, in every thread."""
+    aliases = connections.databases
+    before = aliases.get(alias, {}).copy()
+    # Changed in place: the wrappers of other threads hold it.
+    parameters = aliases.setdefault(alias, aliases["default"].copy())
     forget_connections()
     parameters.update(
         NAME=database.name,
@@ -102,6 +104,8 @@ def used_by_django(database: Database) -> Iterator[None]:
         forget_connections()
         parameters.clear()
         parameters.update(before)
+        if not before:
+            del aliases[alias]
 
 
 def migrated_template(server: PostgresServer) -> str:

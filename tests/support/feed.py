@@ -191,10 +191,17 @@ async def running(listener: Listener) -> AsyncIterator[asyncio.Task[None]]:
 
 @asynccontextmanager
 async def leading(
-    database: Database, sink: Sink, *, timing: Timing = RARELY, polls: bool = False, dsn: str | None = None
+    database: Database,
+    sink: Sink,
+    *,
+    timing: Timing = RARELY,
+    polls: bool = False,
+    dsn: str | None = None,
+    alias: str = "default",
 ) -> AsyncIterator[Listener]:
     """A listener that leads."""
-    listener = Listener(opener(dsn or database.conninfo, 0, "test leader"), sink, timing=timing, polls=polls)
+    connect = opener(dsn or database.conninfo, 0, "test leader")
+    listener = Listener(connect, sink, database=alias, timing=timing, polls=polls)
     async with running(listener):
         async with asyncio.timeout(EVENT_TIMEOUT):
             await listener.leading.wait()
