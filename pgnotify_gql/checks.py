@@ -6,6 +6,7 @@ Ids are stable.  Those that ask the database run with ``manage.py check --databa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,16 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from . import conf
 from .capture.catalog import Status
+from .capture.condition import resolve_condition
 from .capture.installer import Plan, plan_install
 from .capture.registry import registry
 from .capture.watch import Watch
 from .errors import JournalMissingError, ReadOnlyDatabaseError, TableMissingError, WatchError
 
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
+
+SECRET = re.compile(r"passw|passphrase|secret|token|credential|(api|private)_?key", re.IGNORECASE)
+"""Names of fields whose values should not be copied; Django's users have a ``password``."""
 
 
 @register()
@@ -69,18 +74,36 @@ def _place(database: Mapping[str, Any]) -> tuple[str, ...]:
 @register()
 def check_watches(**kwargs: Any) -> list[CheckMessage]:
     """
-    E003: a watch that names unknown columns.
+    E003: a watch that names unknown columns.  W005: one that would copy a secret into the journal.
 
     E004: a watched model whose database is not PostgreSQL.  E006: one whose database is not followed.
     """
     found: list[CheckMessage] = []
     for watch in registry:
         try:
-            watch.fields  # noqa: B018  (resolves the names)
+            found += _check_secrets_of(watch)
+            watch.decisive_fields  # noqa: B018  (resolves the names)
+            if watch.condition is not None:
+                resolve_condition(watch)
         except WatchError as error:
             found.append(Error(str(error), obj=watch.model, id="pgnotify_gql.E003"))
         found += _check_database_of(watch)
     return found
+
+
+def _check_secrets_of(watch: Watch) -> list[CheckMessage]:
+    secrets = [field.name for field in watch.fields if SECRET.search(field.name)]
+    if not secrets:
+        return []
+    return [
+        CheckWarning(
+            f"the watch of {watch.label} copies {', '.join(secrets)} into the journal and through the channel layer",
+            hint=f'Leave it out of columns=, or add exclude={secrets!r} to columns="__all__"; '
+            "if it is no secret, put pgnotify_gql.W005 into SILENCED_SYSTEM_CHECKS.",
+            obj=watch.model,
+            id="pgnotify_gql.W005",
+        )
+    ]
 
 
 def _check_database_of(watch: Watch) -> list[CheckMessage]:

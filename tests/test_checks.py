@@ -11,9 +11,10 @@ from django.core import checks
 from django.core.checks import CheckMessage
 from django.core.management import call_command
 from django.db import connections, models
+from django.db.models import Q
 from django.test import override_settings
 
-from pgnotify_gql.capture.registry import Registry
+from pgnotify_gql.capture.registry import Registry, make_watch
 from pgnotify_gql.capture.watch import Watch
 from tests.support.databases import Database, forget_connections, migrated_template, new_database, used_by_django
 from tests.support.postgres import PostgresServer, find_bin_path
@@ -185,6 +186,37 @@ class TestWatches:
     def test_e003_is_a_watch_of_unknown_columns(self, registry: Registry) -> None:
         registry.add(Watch(make_model("Box", "box"), ("colour",)))
         assert sentence("pgnotify_gql.E003").startswith("the watch of stock.box names the column 'colour'")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"update_of": ["colour"]}, "names the column 'colour', which its table does not have"),
+            ({"condition": Q(colour="red")}, "cannot be evaluated in a trigger: Cannot resolve keyword 'colour'"),
+        ],
+    )
+    def test_e003_is_a_watch_whose_options_name_unknown_columns(
+        self, registry: Registry, options: dict[str, Any], message: str
+    ) -> None:
+        registry.add(make_watch(make_model("Box", "box"), **options))
+        assert message in sentence("pgnotify_gql.E003")
+
+    @pytest.mark.parametrize("name", ["password", "passwd", "client_secret", "reset_token", "apikey", "private_key"])
+    def test_w005_is_a_watch_that_copies_a_secret(self, registry: Registry, name: str) -> None:
+        model = make_model("Account", "account", **{name: models.TextField()})
+        for columns in ([name], "__all__"):
+            registry.add(make_watch(model, columns=columns))
+            assert sentence("pgnotify_gql.W005").startswith(
+                f"the watch of stock.account copies {name} into the journal and through the channel layer"
+            )
+            registry.remove("stock.account")
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"columns": ["id"]}, {"columns": "__all__", "exclude": ["password"]}, {"update_of": ["password"]}],
+    )
+    def test_w005_is_about_what_is_copied_only(self, registry: Registry, options: dict[str, Any]) -> None:
+        registry.add(make_watch(make_model("Account", "account", password=models.TextField()), **options))
+        assert [message for message in checks.run_checks() if message.id == "pgnotify_gql.W005"] == []
 
     def test_e004_is_a_watched_model_that_is_not_on_postgresql(self, sqlite: str) -> None:
         with override_settings(DATABASE_ROUTERS=[EverythingIn(sqlite)]):

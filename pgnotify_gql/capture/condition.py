@@ -17,6 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Subquery
 from django.db.models.sql import Query
 from django.db.models.sql.compiler import SQLCompiler
+from django.db.models.sql.where import WhereNode
 from psycopg import sql
 
 from ..errors import WatchError
@@ -39,12 +40,8 @@ def condition_sql(watch: Watch, connection: BaseDatabaseWrapper) -> str:
 
     Raises WatchError when it is no condition on columns of the model's own table, or is always or never true.
     """
-    condition = watch.condition
-    assert condition is not None
-    if any(isinstance(part, Subquery) or hasattr(part, "query") for part in condition.flatten()):
-        raise _refused(watch, "it asks other rows; use columns of this row only")
+    where = resolve_condition(watch)
     try:
-        where = Query(watch.model, alias_cols=False).build_where(condition)
         text, parameters = where.as_sql(_compiler(watch, connection), connection)
     except FullResultSet as error:
         raise _refused(watch, "it is always true; leave it out") from error
@@ -57,6 +54,23 @@ def condition_sql(watch: Watch, connection: BaseDatabaseWrapper) -> str:
         return str(text % literals)
     except (TypeError, ValueError) as error:
         raise _refused(watch, "a percent sign in a db_column has to be written twice, as the ORM needs it") from error
+
+
+def resolve_condition(watch: Watch) -> WhereNode:
+    """
+    Return a watch's condition with the model's fields in the place of names.  Asks no database.
+
+    Raises WatchError when it is no condition on fields of the model's own table.
+    """
+    condition = watch.condition
+    assert condition is not None
+    if any(isinstance(part, Subquery) or hasattr(part, "query") for part in condition.flatten()):
+        raise _refused(watch, "it asks other rows; use columns of this row only")
+    try:
+        where: WhereNode = Query(watch.model, alias_cols=False).build_where(condition)
+    except (FieldError, TypeError, ValueError) as error:
+        raise _refused(watch, str(error)) from error
+    return where
 
 
 def require_evaluable(watch: Watch, connection: BaseDatabaseWrapper, oid: int, expression: str) -> None:
