@@ -102,7 +102,7 @@ MAKERS = {"by hand": by_hand, "frozen": frozen}
 Maker = Callable[[Watch], Operation]
 
 
-@pytest.fixture(params=MAKERS.values(), ids=MAKERS.keys())
+@pytest.fixture(params=list(MAKERS.values()), ids=list(MAKERS))
 def make(request: pytest.FixtureRequest) -> Maker:
     maker: Maker = request.param
     return maker
@@ -315,7 +315,7 @@ class TestWhereNothingIsDone:
             raise ReadOnlyDatabaseError(connection.alias)
 
         operation = make(app.watch("item"))
-        monkeypatch.setattr(operations.catalog, "require_primary", require_primary)
+        monkeypatch.setattr("pgnotify_gql.capture.catalog.require_primary", require_primary)
         app.migrate(operation)
         assert installed_triggers(connection) == []
 
