@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -21,8 +22,9 @@ from pgnotify_gql.hub import Operation, Topic, current_hub, open_hub
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.reader import HubReader
-from pgnotify_gql.journal import Change, Position
+from pgnotify_gql.journal import Change, Position, Snapshot
 from pgnotify_gql.journal.reader import BATCH_ROWS, Batch, Connection
+from pgnotify_gql.journal.state import Joined
 from pgnotify_gql.listener import Timing
 from pgnotify_gql.listener import term as term_module
 from pgnotify_gql.relay import Relay
@@ -258,7 +260,7 @@ class FakeReader(HubReader):
         raise AssertionError("nobody asks the database")
 
     async def current(self) -> Any:
-        return Position.__dataclass_fields__["after"].default
+        return Joined(Snapshot(0, 0), 0, datetime.min.replace(tzinfo=UTC))
 
     async def is_captured(self, label: str) -> bool:
         return True

@@ -1,8 +1,9 @@
 """The intake of one model: nothing twice, nothing past a gap."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from pgnotify_gql.hub.intake import Intake
 from pgnotify_gql.journal.change import JournalRow
 from pgnotify_gql.journal.reader import Batch
 from pgnotify_gql.journal.snapshot import Position, Snapshot
+from pgnotify_gql.journal.state import Joined
 from pgnotify_gql.relay.messages import (
     CHANGES,
     ChangesMessage,
@@ -36,13 +38,20 @@ def at(xid: int) -> Snapshot:
     return Snapshot(xid, xid)
 
 
-def message(seq: int, before: int, after: int, *xids: int, epoch: int = 1) -> ChangesMessage:
+def joined(cursor: int, epoch: int = 0) -> Joined:
+    """Before any row was written."""
+    return Joined(at(cursor), epoch, AT - timedelta(seconds=1))
+
+
+def message(seq: int, before: int, after: int, *xids: int, epoch: int = 1, began: int = 0) -> ChangesMessage:
     """The message of a batch; journal ids are 10 times the xids."""
-    return changes_message("default", LABEL, epoch, seq, at(before), at(after), [row(xid * 10, xid) for xid in xids])
+    return changes_message(
+        "default", LABEL, epoch, at(began), seq, at(before), at(after), [row(xid * 10, xid) for xid in xids]
+    )
 
 
-def heartbeat(cursor: int, seq: int | None, epoch: int = 1) -> HeartbeatMessage:
-    return heartbeat_message("default", epoch, at(cursor), {} if seq is None else {LABEL: seq})
+def heartbeat(cursor: int, seq: int | None, epoch: int = 1, began: int = 0) -> HeartbeatMessage:
+    return heartbeat_message("default", epoch, at(began), at(cursor), {} if seq is None else {LABEL: seq})
 
 
 def taken(intake: Intake, message: ChangesMessage) -> list[int]:
@@ -52,14 +61,14 @@ def taken(intake: Intake, message: ChangesMessage) -> list[int]:
 @pytest.fixture
 def intake() -> Intake:
     """Has taken message 3 of epoch 1, of a batch from 100 to 110."""
-    intake = Intake(LABEL, at(100))
+    intake = Intake(LABEL, joined(100))
     intake.healed(1, 2)
     assert taken(intake, message(3, 100, 110, 101, 102)) == [101, 102]
     return intake
 
 
 def test_the_first_message_after_joining_is_a_gap() -> None:
-    assert not Intake(LABEL, at(100)).follows(message(1, 100, 110, 101))
+    assert not Intake(LABEL, joined(100)).follows(message(1, 100, 110, 101))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +146,7 @@ def test_a_late_message_after_a_heal_brings_nothing_new_and_does_not_count_back(
 
 def test_parts_of_one_batch_follow_each_other(intake: Intake) -> None:
     parts = [
-        changes_message("default", LABEL, 1, 4 + index, at(110), at(120), [row(number, 111)])
+        changes_message("default", LABEL, 1, at(100), 4 + index, at(110), at(120), [row(number, 111)])
         for index, number in enumerate((1111, 1112, 1113))
     ]
     assert [found.id for part in parts for found in intake.take(part)] == [1111, 1112, 1113]
@@ -145,9 +154,9 @@ def test_parts_of_one_batch_follow_each_other(intake: Intake) -> None:
 
 
 def test_a_transaction_that_commits_late_is_taken_with_the_batch_that_sees_it(intake: Intake) -> None:
-    first = changes_message("default", LABEL, 1, 4, at(110), Snapshot(111, 115, (111,)), [row(1120, 112)])
+    first = changes_message("default", LABEL, 1, at(100), 4, at(110), Snapshot(111, 115, (111,)), [row(1120, 112)])
     second = changes_message(
-        "default", LABEL, 1, 5, Snapshot(111, 115, (111,)), at(120), [row(1110, 111), row(1160, 116)]
+        "default", LABEL, 1, at(100), 5, Snapshot(111, 115, (111,)), at(120), [row(1110, 111), row(1160, 116)]
     )
     assert [found.xid for found in intake.take(first)] == [112]
     assert [found.xid for found in intake.take(second)] == [111, 116]
@@ -160,7 +169,7 @@ def test_a_stale_epoch_is_one_that_is_over(intake: Intake) -> None:
 
 
 def test_a_heartbeat_of_a_new_epoch_agrees_with_what_was_healed_up_to_it() -> None:
-    intake = Intake(LABEL, at(120))
+    intake = Intake(LABEL, joined(120))
     assert intake.agrees(heartbeat(120, None, epoch=2))
     assert intake.agrees(heartbeat(110, 1, epoch=2))
     assert not intake.agrees(heartbeat(121, None, epoch=2))
@@ -168,22 +177,22 @@ def test_a_heartbeat_of_a_new_epoch_agrees_with_what_was_healed_up_to_it() -> No
 
 def test_a_leader_that_cuts_its_batches_elsewhere_brings_nothing_twice() -> None:
     """The old one relayed 102 and not yet 101, which the new one finds in the same batch and sends before it."""
-    intake = Intake(LABEL, at(100))
+    intake = Intake(LABEL, joined(100))
     intake.note(heartbeat(100, None))
-    taken_of_old = changes_message("default", LABEL, 1, 1, at(100), Snapshot(101, 103, (101,)), [row(20, 102)])
+    taken_of_old = changes_message("default", LABEL, 1, at(100), 1, at(100), Snapshot(101, 103, (101,)), [row(20, 102)])
     assert intake.follows(taken_of_old)
     assert intake.take(taken_of_old) == [row(20, 102)]
-    first = changes_message("default", LABEL, 2, 1, at(100), at(103), [row(10, 101)])
+    first = changes_message("default", LABEL, 2, at(100), 1, at(100), at(103), [row(10, 101)])
     assert not intake.agrees(heartbeat(100, None, epoch=2))
     assert not intake.follows(first)
 
 
 def test_healing_that_broke_off_begins_anew_without_taking_anything_twice() -> None:
     """What it has of its batch has higher ids than what it lacks: a transaction that ended late wrote them early."""
-    intake = Intake(LABEL, at(100))
+    intake = Intake(LABEL, joined(100))
     intake.note(heartbeat(100, None))
     had = row(1010, 101)
-    assert intake.take(changes_message("default", LABEL, 1, 1, at(100), Snapshot(103, 103), [had])) == [had]
+    assert intake.take(changes_message("default", LABEL, 1, at(100), 1, at(100), Snapshot(103, 103), [had])) == [had]
     early, late = row(1005, 103), row(1006, 104)
     assert intake.heal(Batch(at(100), at(104), [early], last=False)) == [early]
     assert intake.heal(Batch(at(100), at(105), [early, late, had], last=False)) == [late]
@@ -199,10 +208,11 @@ class Journal:
     """Transactions write rows and end in any order; rows of the same table row are causal, as in PostgreSQL."""
 
     rows: list[JournalRow] = field(default_factory=list)
-    keys: dict[int, int] = field(default_factory=dict)
+    keys: dict[datetime, int] = field(default_factory=dict)
     running: dict[int, list[int]] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     next_xid: int = 1
+    clock: datetime = AT
 
     def begin(self) -> None:
         self.running[self.next_xid] = []
@@ -212,8 +222,9 @@ class Journal:
         if any(key in keys for other, keys in self.running.items() if other != xid):
             return  # it would wait for the row's lock
         self.running[xid].append(key)
-        self.rows.append(row(len(self.rows) + 1, xid))
-        self.keys[len(self.rows)] = key
+        self.clock += timedelta(seconds=1)
+        self.rows.append(replace(row(len(self.rows) + 1, xid), at=self.clock))
+        self.keys[self.clock] = key
 
     def end(self, xid: int) -> None:
         del self.running[xid]
@@ -236,16 +247,19 @@ class World:
         self.parts = parts
         self.epoch = 1
         self.seq = 0
-        self.cursor = self.stored = self.journal.snapshot()
+        self.began = self.cursor = self.stored = self.journal.snapshot()
         self.sent: list[ChangesMessage | HeartbeatMessage] = []
         self.received: list[ChangesMessage | HeartbeatMessage] = []
         self.intake: Intake | None = None
-        self.joined = Snapshot(1, 1)
+        self.old: set[datetime] = set()
+        self.lost: set[datetime] = set()
+        self.saved = deepcopy(self.journal)
         self.dispatched: list[JournalRow] = []
 
     def join(self) -> None:
-        self.joined = self.journal.snapshot()
-        self.intake = Intake(LABEL, self.joined)
+        cursor = self.journal.snapshot()
+        self.old = {found.at for found in self.journal.rows if cursor.sees(found.xid)}
+        self.intake = Intake(LABEL, Joined(cursor, self.epoch, self.journal.clock))
 
     def relay(self) -> None:
         before, self.cursor = self.cursor, self.journal.snapshot()
@@ -253,23 +267,41 @@ class World:
         for start in range(0, len(rows), self.parts):
             self.seq += 1
             part = rows[start : start + self.parts]
-            self.sent.append(changes_message("default", LABEL, self.epoch, self.seq, before, self.cursor, part))
+            self.sent.append(self.message(before, part))
 
     def beat(self) -> None:
-        self.sent.append(heartbeat_message("default", self.epoch, self.cursor, {LABEL: self.seq} if self.seq else {}))
+        seqs = {LABEL: self.seq} if self.seq else {}
+        self.sent.append(heartbeat_message("default", self.epoch, self.began, self.cursor, seqs))
+
+    def message(self, before: Snapshot, rows: list[JournalRow]) -> ChangesMessage:
+        return changes_message("default", LABEL, self.epoch, self.began, self.seq, before, self.cursor, rows)
 
     def store(self) -> None:
         self.stored = self.cursor
+        self.saved = deepcopy(self.journal)
+
+    def lose(self) -> None:
+        """The database is as it was when the cursor was stored; ids of rows and transactions are given out again."""
+        journal = deepcopy(self.saved)
+        journal.ended |= set(journal.running)
+        journal.rows = [found for found in journal.rows if found.xid not in journal.running]
+        journal.running = {}
+        journal.next_xid = max(journal.ended, default=0) + 1
+        journal.clock, journal.keys = self.journal.clock, self.journal.keys
+        self.lost |= {found.at for found in self.journal.rows} - {found.at for found in journal.rows}
+        self.journal = journal
+        self.crash()
 
     def crash(self) -> None:
         self.epoch += 1
         self.seq = 0
-        self.cursor = self.stored
+        self.began = self.cursor = self.stored
 
     def receive(self, found: ChangesMessage | HeartbeatMessage) -> None:
         intake = self.intake
         if intake is None or intake.is_stale(found["epoch"]):
             return
+        intake.meet(found)
         if found["type"] == CHANGES:
             if not intake.follows(found):
                 self.heal(intake, found["epoch"], found["seq"])
@@ -314,7 +346,7 @@ STEPS = st.lists(
                     "deliver",
                     "deliver",
                 ],
-                *["beat", "store", "crash", "drop", "late", "again"],
+                *["beat", "store", "crash", "drop", "late", "again", "lose"],
             ]
         ),
         st.integers(0, 7),
@@ -330,12 +362,12 @@ STEPS = st.lists(
 def test_every_change_after_joining_is_taken_once_and_in_order_whatever_the_layer_does(
     steps: Sequence[tuple[str, int, int]], joins_at: int, parts: int
 ) -> None:
-    """Messages are lost, doubled, reordered and late; leaders crash; transactions end in any order."""
+    """Messages are lost, doubled, reordered and late; leaders crash; transactions end in any order; databases forget."""
     world = World(parts)
-    journal = world.journal
     for number, (step, which, key) in enumerate(steps):
         if number == joins_at:
             world.join()
+        journal = world.journal
         running = list(journal.running)
         if step == "begin":
             journal.begin()
@@ -351,6 +383,8 @@ def test_every_change_after_joining_is_taken_once_and_in_order_whatever_the_laye
             world.store()
         elif step == "crash":
             world.crash()
+        elif step == "lose":
+            world.lose()
         elif step == "deliver" and world.sent:
             world.received.append(world.sent.pop(0))
             world.receive(world.received[-1])
@@ -362,12 +396,16 @@ def test_every_change_after_joining_is_taken_once_and_in_order_whatever_the_laye
             world.receive(world.received[-1 - which % len(world.received)])
     if world.intake is None:
         world.join()
+    journal = world.journal
     for xid in list(journal.running):
         journal.end(xid)
     world.relay()
     # Everything else may have been lost.
     world.beat()
     world.receive(world.sent[-1])
-    expected = {found.id for found in journal.rows if not world.joined.sees(found.xid)}
-    assert sorted(found.id for found in world.dispatched) == sorted(expected)
-    assert in_order_per_row([(journal.keys[found.id], found.id) for found in world.dispatched])
+    taken = [found.at for found in world.dispatched]
+    assert len(taken) == len(set(taken))
+    assert {found.at for found in journal.rows} - world.old <= set(taken)
+    # What was lost may have been seen before.
+    assert set(taken) <= {found.at for found in journal.rows} - world.old | world.lost
+    assert in_order_per_row([(journal.keys[at], int(at.timestamp())) for at in taken if at not in world.lost])

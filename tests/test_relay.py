@@ -60,7 +60,7 @@ class FakeLayer:
 async def test_a_batch_becomes_one_message_for_each_model_in_the_order_of_the_journal() -> None:
     layer = FakeLayer()
     relay = Relay(layer)
-    relay.begin(1)
+    relay.begin(1, BEFORE)
     await relay.relay(batch(row(1), row(2, "other.model"), row(3)))
     assert [(group, [found[0] for found in message["rows"]]) for group, message in layer.sent] == [
         (names.model_group("one.model"), [1, 3]),
@@ -73,10 +73,10 @@ async def test_a_batch_becomes_one_message_for_each_model_in_the_order_of_the_jo
 async def test_messages_are_numbered_for_each_model_and_epoch() -> None:
     layer = FakeLayer()
     relay = Relay(layer)
-    relay.begin(7)
+    relay.begin(7, BEFORE)
     await relay.relay(batch(row(1), row(2, "other.model")))
     await relay.relay(batch(row(3)))
-    relay.begin(8)
+    relay.begin(8, BEFORE)
     await relay.relay(batch(row(4)))
     assert layer.numbers("one.model") == [(7, 1), (7, 2), (8, 1)]
     assert layer.numbers("other.model") == [(7, 1)]
@@ -85,7 +85,7 @@ async def test_messages_are_numbered_for_each_model_and_epoch() -> None:
 async def test_a_message_names_its_database() -> None:
     layer = FakeLayer()
     relay = Relay(layer, database="shop")
-    relay.begin(1)
+    relay.begin(1, BEFORE)
     await relay.relay(batch(row(1)))
     await relay.heartbeat(AFTER)
     assert [message["database"] for _, message in layer.sent] == ["shop", "shop"]
@@ -100,11 +100,11 @@ async def test_an_empty_batch_is_no_message() -> None:
 async def test_a_heartbeat_tells_the_last_number_of_each_model_of_the_epoch() -> None:
     layer = FakeLayer()
     relay = Relay(layer, database="shop")
-    relay.begin(7)
+    relay.begin(7, BEFORE)
     await relay.relay(batch(row(1), row(2, "other.model")))
     await relay.relay(batch(row(3)))
     await relay.heartbeat(AFTER)
-    relay.begin(8)
+    relay.begin(8, BEFORE)
     await relay.heartbeat(AFTER)
     heartbeats = [message for group, message in layer.sent if group == names.heartbeat_group()]
     assert heartbeats == [
@@ -112,17 +112,18 @@ async def test_a_heartbeat_tells_the_last_number_of_each_model_of_the_epoch() ->
             "type": HEARTBEAT,
             "database": "shop",
             "epoch": 7,
+            "began": str(BEFORE),
             "cursor": str(AFTER),
             "seqs": {"one.model": 2, "other.model": 1},
         },
-        {"type": HEARTBEAT, "database": "shop", "epoch": 8, "cursor": str(AFTER), "seqs": {}},
+        {"type": HEARTBEAT, "database": "shop", "epoch": 8, "began": str(BEFORE), "cursor": str(AFTER), "seqs": {}},
     ]
 
 
 async def test_what_a_heartbeat_told_does_not_change_afterwards() -> None:
     layer = FakeLayer()
     relay = Relay(layer)
-    relay.begin(1)
+    relay.begin(1, BEFORE)
     await relay.relay(batch(row(1)))
     await relay.heartbeat(AFTER)
     await relay.relay(batch(row(2)))
@@ -132,7 +133,7 @@ async def test_what_a_heartbeat_told_does_not_change_afterwards() -> None:
 async def test_a_large_batch_is_split_into_numbered_messages() -> None:
     layer = FakeLayer()
     relay = Relay(layer)
-    relay.begin(1)
+    relay.begin(1, BEFORE)
     large = "x" * (MESSAGE_BYTES // 2)
     await relay.relay(batch(row(1, rows=large), row(2, rows=large), row(3, rows=large)))
     assert layer.numbers("one.model") == [(1, 1), (1, 2)]
@@ -163,7 +164,7 @@ async def test_a_layer_that_fails_costs_its_message_and_its_number_and_nothing_e
 ) -> None:
     layer = FakeLayer(fails=names.model_group("one.model"))
     relay = Relay(layer)
-    relay.begin(1)
+    relay.begin(1, BEFORE)
     await relay.relay(batch(row(1), row(2, "other.model")))
     layer.fails = ""
     await relay.relay(batch(row(3)))
@@ -176,7 +177,7 @@ async def test_a_layer_that_fails_costs_its_message_and_its_number_and_nothing_e
 async def test_a_layer_that_hangs_costs_its_message_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     layer = FakeLayer(hangs=names.model_group("one.model"))
     relay = Relay(layer, send_timeout=0.01, rest_after_hang=0)
-    relay.begin(1)
+    relay.begin(1, BEFORE)
     async with asyncio.timeout(EVENT_TIMEOUT):
         await relay.relay(batch(row(1), row(2, "other.model")))
         await relay.heartbeat(AFTER)
@@ -188,7 +189,7 @@ async def test_a_layer_that_hangs_costs_its_message_and_nothing_else(caplog: pyt
 async def test_a_layer_that_hangs_is_waited_for_once_and_not_for_every_model() -> None:
     layer = FakeLayer(hangs=names.model_group("one.model"))
     relay = Relay(layer, send_timeout=0.01, rest_after_hang=60)
-    relay.begin(1)
+    relay.begin(1, BEFORE)
     await relay.relay(batch(row(1), row(2, "other.model")))
     await relay.heartbeat(AFTER)
     assert layer.sent == []
@@ -205,7 +206,7 @@ async def test_a_relay_that_is_cancelled_ends() -> None:
 
 def test_a_journal_row_is_the_same_on_the_other_side() -> None:
     rows = [row(1), row(2, rows='[[["ä"], null, {"text": "\\u0001 \U0001f600"}]]', context='{"by": "ann"}')]
-    message = changes_message("default", "one.model", 3, 4, BEFORE, AFTER, rows)
+    message = changes_message("default", "one.model", 3, BEFORE, 4, BEFORE, AFTER, rows)
     assert journal_rows(message) == rows
 
 
@@ -218,7 +219,7 @@ async def test_a_message_survives_every_layer(layer: BaseChannelLayer) -> None:
         row(2, context="{}"),
     ]
     relay = Relay(layer)
-    relay.begin(2**40)
+    relay.begin(2**40, BEFORE)
     await relay.relay(batch(*rows))
     await relay.heartbeat(Snapshot(1, 2**63, (5, 7)))
     async with asyncio.timeout(EVENT_TIMEOUT):

@@ -199,6 +199,7 @@ class Feed:
             return
         if intake.is_stale(message["epoch"]):
             return
+        intake.meet(message)
         if not intake.follows(message):
             await self._heal(intake, message["epoch"], message["seq"])
         await self._dispatcher.dispatch(intake.take(message))
@@ -207,6 +208,7 @@ class Feed:
         for intake in list(self._intakes.values()):
             if intake.is_stale(heartbeat["epoch"]):
                 continue
+            intake.meet(heartbeat)
             if not intake.agrees(heartbeat):
                 await self._heal(intake, heartbeat["epoch"], heartbeat["seqs"].get(intake.label, 0))
             intake.note(heartbeat)

@@ -5,31 +5,54 @@ Messages of an epoch are numbered.  The next number is taken; an old epoch is ig
 missing, a new epoch, the first message after joining, a heartbeat that is ahead) is a gap, and whoever owns the intake
 must heal it from the journal, from ``position``.  What arrives a second time, or was healed before, is dropped by its
 position.  Order is kept: nothing is taken past a gap.
+
+A new epoch may mean that the database has lost its memory: after a failover to a replica that lagged, or a crash under
+``synchronous_commit = off``, ids of lost transactions are given out again, and a position from before would take their
+new bearers for seen.  So the first thing of a new epoch is to go back to where its leader began, which is a cursor that
+the database itself has kept.  What was taken since is recognised row by row, by id, transaction and time.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from ..journal.change import JournalRow
 from ..journal.reader import Batch
 from ..journal.snapshot import Position, Snapshot
+from ..journal.state import Joined
 from ..relay.messages import ChangesMessage, HeartbeatMessage, journal_rows
+
+RECENT_ROWS = 10_000
+"""Journal rows that are recognised after a change of leaders; one that began at a cursor from before more rows of a
+model than this gives the surplus a second time."""
 
 
 class Intake:
-    """What one hub has taken of one model."""
+    """What one hub has taken of one model, since it joined."""
 
-    def __init__(self, label: str, cursor: Snapshot) -> None:
+    def __init__(self, label: str, joined: Joined) -> None:
         self.label = label
-        self.position = Position(cursor)
+        self.position = Position(joined.cursor)
+        self._joined = joined
         self._parts: dict[Snapshot, Position] = {}
-        self._epoch = 0
+        self._recent: OrderedDict[int, None] = OrderedDict()
+        self._epoch = joined.epoch
         self._seq: int | None = None
 
     def is_stale(self, epoch: int) -> bool:
         """Return whether a message comes from a leader that has been replaced."""
         return epoch < self._epoch
+
+    def meet(self, message: ChangesMessage | HeartbeatMessage) -> None:
+        """Go back to where the leader of a new epoch began, if this intake is further."""
+        if message["epoch"] == self._epoch:
+            return
+        began = Snapshot.parse(message["began"])
+        if not (began.covers(self.position.before) and began.covers(self.position.after)):
+            self.position = Position(began)
+            self._parts = {}
+        self._epoch, self._seq = message["epoch"], None
 
     def follows(self, message: ChangesMessage) -> bool:
         """Return whether nothing is missing between what was taken and this message."""
@@ -46,7 +69,7 @@ class Intake:
         """Return the rows of a message that are new, and move on past it."""
         before, after = Snapshot.parse(message["before"]), Snapshot.parse(message["after"])
         # Read before it is counted: a message that cannot be read is a gap.
-        rows = self.unseen(journal_rows(message))
+        rows = self._new(journal_rows(message))
         self._number(message["epoch"], message["seq"])
         if rows:
             # What was healed reaches further than the batch's beginning; forgetting it would take it twice.
@@ -56,7 +79,7 @@ class Intake:
 
     def unseen(self, rows: Sequence[JournalRow]) -> list[JournalRow]:
         """Return the rows that have not been taken."""
-        return [row for row in rows if not self._includes(row)]
+        return [row for row in rows if not (self._includes(row) or _mark(row) in self._recent)]
 
     def heal(self, batch: Batch) -> list[JournalRow]:
         """
@@ -66,7 +89,7 @@ class Intake:
         not do: what the position has taken of its own batch may lie behind a part that was missing, and would be
         taken again when reading breaks off and begins anew.
         """
-        rows = self.unseen(batch.rows)
+        rows = self._new(batch.rows)
         if batch.last:
             self.position = batch.position
             self._parts = {}
@@ -85,9 +108,22 @@ class Intake:
         """Count from this message on: what came before it was read from the journal."""
         self._number(epoch, seq)
 
+    def _new(self, rows: Sequence[JournalRow]) -> list[JournalRow]:
+        new = self.unseen(rows)
+        self._recent.update((_mark(row), None) for row in new)
+        while len(self._recent) > RECENT_ROWS:
+            self._recent.popitem(last=False)
+        return new
+
     def _includes(self, row: JournalRow) -> bool:
+        if self._joined.cursor.sees(row.xid) and row.at <= self._joined.at:
+            return True  # a new leader may begin at a cursor from before
         return any(part.includes(row.xid, row.id) for part in (self.position, *self._parts.values()))
 
     def _number(self, epoch: int, seq: int) -> None:
         self._seq = max(seq, self._seq) if epoch == self._epoch and self._seq is not None else seq
         self._epoch = epoch
+
+
+def _mark(row: JournalRow) -> int:
+    return hash((row.id, row.xid, row.at))

@@ -16,8 +16,9 @@ from typing import TypeVar
 import psycopg
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from ..journal.reader import Batch, Connection, current_snapshot, is_captured, read_missed
-from ..journal.snapshot import Position, Snapshot
+from ..journal.reader import Batch, Connection, is_captured, read_missed
+from ..journal.snapshot import Position
+from ..journal.state import Joined, join
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -37,9 +38,9 @@ class HubReader:
         self._connection: Connection | None = None
         self._opening = asyncio.Lock()
 
-    async def current(self) -> Snapshot:
+    async def current(self) -> Joined:
         """Return the cursor from which only later changes are new; waits for the database."""
-        return await self._answer(current_snapshot)
+        return await self._answer(join)
 
     async def is_captured(self, label: str) -> bool:
         """Return whether the database has triggers for a model; waits for the database."""

@@ -2,17 +2,80 @@
 The state of the feed, one row: up to where the leader has relayed, and in which epoch.
 
 Storing is fenced: a leader of an older epoch changes nothing and is told so.
+
+Cursors are positions in the transaction ids of one cluster of databases.  A journal that was dumped and restored into
+another cluster comes with a cursor, and with rows, of ids that mean nothing there, or will only be given out in future.
+The state knows the cluster it was made in; in another one, the first leader begins a new journal.
 """
 
 from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import LiteralString
 
 from ..errors import PgnotifyGqlError
 from .reader import Connection
 from .snapshot import Snapshot
 
+logger = logging.getLogger("pgnotify_gql.journal")
+
+# A replica that is promoted, and a cluster that was restored from a physical backup, keep their identifier.
+CLUSTER: LiteralString = """
+    select coalesce(s.cluster, ''), c.system_identifier::text
+    from pgnotify_gql.journal_state s, pg_control_system() c
+"""
+
+# Rows that a snapshot sees, though the ids of their transactions are not given out yet by it, are restored ones.
+# Who waits for changes reads them from a cursor of its own, so nothing that was written since is missed.
+BEGIN_JOURNAL: LiteralString = """
+    with restored as (
+        delete from pgnotify_gql.journal where xid >= pg_snapshot_xmax(pg_current_snapshot())
+    )
+    update pgnotify_gql.journal_state
+    set cluster = %s, journal_id = gen_random_uuid(), relayed = pg_current_snapshot(), relayed_at = '-infinity',
+        emptied_xid = '0', emptied = pg_current_snapshot()
+"""
+
 
 class LeadershipLostError(PgnotifyGqlError):
     """Another listener leads by now; this one relays nothing more."""
+
+
+async def require_own_cluster(connection: Connection) -> None:
+    """Begin a new journal if this one was restored into another cluster.  Called by a leader, before its term."""
+    result = await connection.execute(CLUSTER)
+    found = await result.fetchone()
+    assert found is not None, "the migration inserts the row"
+    known, cluster = found
+    if not known:
+        await connection.execute("update pgnotify_gql.journal_state set cluster = %s", [cluster])
+    elif known != cluster:
+        logger.warning(
+            "the journal was made in another cluster of databases (restored from a dump?): it begins anew, and cursors "
+            "from before are too old"
+        )
+        await connection.execute(BEGIN_JOURNAL, [cluster])
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A cursor from which only later changes are new, in which epoch and when it was taken."""
+
+    cursor: Snapshot
+    epoch: int
+    at: datetime
+
+
+async def join(connection: Connection) -> Joined:
+    """Return where a reader begins that wants what commits from now on."""
+    result = await connection.execute(
+        "select pg_current_snapshot()::text, epoch, clock_timestamp() from pgnotify_gql.journal_state"
+    )
+    found = await result.fetchone()
+    assert found is not None, "the migration inserts the row"
+    return Joined(Snapshot.parse(found[0]), found[1], found[2])
 
 
 async def begin_epoch(connection: Connection) -> tuple[int, Snapshot]:

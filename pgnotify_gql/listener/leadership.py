@@ -18,7 +18,7 @@ from __future__ import annotations
 from .. import names
 from ..journal.reader import Connection
 from ..journal.snapshot import Snapshot
-from ..journal.state import begin_epoch, begin_epoch_after
+from ..journal.state import begin_epoch, begin_epoch_after, require_own_cluster
 
 STANDBY_INTERVAL = 0.25
 """Seconds between two tries of a standby; it leads within 1 s of a crash."""
@@ -31,7 +31,11 @@ async def try_to_lead(connection: Connection, *, direct: bool, lease: float) -> 
     `direct` is False behind a pooler, where a leader that has not stored its cursor for `lease` seconds has gone.
     """
     if not direct:
+        await require_own_cluster(connection)
         return await begin_epoch_after(connection, lease)
     result = await connection.execute("select pg_try_advisory_lock(%s, %s)", [names.LOCK_CLASS, names.LEADER_LOCK])
     found = await result.fetchone()
-    return await begin_epoch(connection) if found is not None and found[0] else None
+    if found is None or not found[0]:
+        return None
+    await require_own_cluster(connection)
+    return await begin_epoch(connection)

@@ -129,7 +129,7 @@ class Listener:
             return
         epoch, cursor = led
         self._settled = True
-        self._sink.begin(epoch)
+        self._sink.begin(epoch, cursor)
         term = Term(connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping)
         logger.info("leading database %s in epoch %d", self._database, epoch)
         self.leading.set()

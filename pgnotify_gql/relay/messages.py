@@ -28,12 +28,17 @@ WireRow = tuple[int, int, str, str, str, str | None]
 
 
 class ChangesMessage(TypedDict):
-    """Changes of one model: number `seq` of an epoch; `before` and `after` are the cursors of the batch they are of."""
+    """
+    Changes of one model: number `seq` of an epoch, whose leader began to read at the cursor `began`.
+
+    `before` and `after` are the cursors of the batch they are of.
+    """
 
     type: Literal["pgnotify_gql.changes"]
     database: str
     label: str
     epoch: int
+    began: str
     seq: int
     before: str
     after: str
@@ -46,6 +51,7 @@ class HeartbeatMessage(TypedDict):
     type: Literal["pgnotify_gql.heartbeat"]
     database: str
     epoch: int
+    began: str
     cursor: str
     seqs: dict[str, int]
 
@@ -57,6 +63,7 @@ def changes_message(
     database: str,
     label: str,
     epoch: int,
+    began: Snapshot,
     seq: int,
     before: Snapshot,
     after: Snapshot,
@@ -68,6 +75,7 @@ def changes_message(
         "database": database,
         "label": label,
         "epoch": epoch,
+        "began": str(began),
         "seq": seq,
         "before": str(before),
         "after": str(after),
@@ -75,9 +83,18 @@ def changes_message(
     }
 
 
-def heartbeat_message(database: str, epoch: int, cursor: Snapshot, seqs: dict[str, int]) -> HeartbeatMessage:
+def heartbeat_message(
+    database: str, epoch: int, began: Snapshot, cursor: Snapshot, seqs: dict[str, int]
+) -> HeartbeatMessage:
     """Return a heartbeat."""
-    return {"type": HEARTBEAT, "database": database, "epoch": epoch, "cursor": str(cursor), "seqs": dict(seqs)}
+    return {
+        "type": HEARTBEAT,
+        "database": database,
+        "epoch": epoch,
+        "began": str(began),
+        "cursor": str(cursor),
+        "seqs": dict(seqs),
+    }
 
 
 def journal_rows(message: ChangesMessage) -> list[JournalRow]:

@@ -51,12 +51,14 @@ class Relay:
         self._send_timeout = send_timeout
         self._rest_after_hang = rest_after_hang
         self._epoch = 0
+        self._began = Snapshot(0, 0)
         self._seqs: dict[str, int] = {}
         self._resting_until = 0.0
 
-    def begin(self, epoch: int) -> None:
-        """Begin a term of leadership: numbers start again."""
+    def begin(self, epoch: int, cursor: Snapshot) -> None:
+        """Begin a term of leadership, in which the journal is read from `cursor`: numbers start again."""
         self._epoch = epoch
+        self._began = cursor
         self._seqs = {}
 
     async def relay(self, batch: Batch) -> None:
@@ -71,12 +73,14 @@ class Relay:
         for label, rows in by_label.items():
             for part in split(rows):
                 seq = self._seqs[label] = self._seqs.get(label, 0) + 1
-                message = changes_message(self._database, label, self._epoch, seq, batch.before, batch.after, part)
+                message = changes_message(
+                    self._database, label, self._epoch, self._began, seq, batch.before, batch.after, part
+                )
                 await self._send(names.model_group(label), message)
 
     async def heartbeat(self, cursor: Snapshot) -> None:
         """Tell every hub the cursor, and the last number of each model, so that a lost last message shows too."""
-        message = heartbeat_message(self._database, self._epoch, cursor, self._seqs)
+        message = heartbeat_message(self._database, self._epoch, self._began, cursor, self._seqs)
         await self._send(names.heartbeat_group(), message)
 
     async def _send(self, group: str, message: Message) -> None:

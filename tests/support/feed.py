@@ -90,7 +90,7 @@ class Recorder(Notebook):
         """Whether so many terms of leadership have begun."""
         return len(self.epochs) >= terms
 
-    def begin(self, epoch: int) -> None:
+    def begin(self, epoch: int, cursor: Snapshot) -> None:
         self.epochs.append(epoch)
         self.noted()
 
