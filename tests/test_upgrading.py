@@ -224,13 +224,10 @@ class TestRemovingEverything:
         )
         registry = Registry()
         registry.add(Watch(Item, "__all__", condition=None, update_of=("version",)))
-        for model, options in {
-            make_model("Mirror", "mirror"): {"replicated": True},
-            make_model("Event", "event"): {},
-            make_model("Base", "base"): {},
-            make_model("Box", 'attic"."a ""box""'): {"kinds": ["DELETE"]},
-        }.items():
-            registry.add(make_watch(model, **options))
+        registry.add(make_watch(make_model("Mirror", "mirror"), replicated=True))
+        registry.add(make_watch(make_model("Event", "event")))
+        registry.add(make_watch(make_model("Base", "base")))
+        registry.add(make_watch(make_model("Box", 'attic"."a ""box""'), kinds=["DELETE"]))
         monkeypatch.setattr("pgnotify_gql.management.commands.install_triggers.registry", registry)
         return registry
 
