@@ -171,7 +171,7 @@ class Attribution:
     def settle(self, connection: BaseDatabaseWrapper, wanted: Context) -> str:
         """Put `wanted` in force, in place of what this put there before; return the value in force then."""
         text = setting.encode(wanted) if wanted else ""
-        found = setting.replace(connection, ["", *map(setting.encode, self._put)], text)
+        found = setting.replace(connection, [setting.encode(context) for context in self._put], text)
         foreign = None if found in {text, SUPPRESSED} else setting.decode(found)
         if foreign is not None:
             # Merged earlier, with a context that has changed since: of that nothing stays.
