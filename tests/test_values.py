@@ -176,7 +176,7 @@ COLUMNS: dict[str, tuple[MakeField, list[str]]] = {
         models.FloatField,
         ["0.1", "1", "-1", "'-0'", "1e-300", "1e300", "5e-324", "'NaN'", "'infinity'", "0.1::float8 + 0.2"],
     ),
-    "real": (retyped(models.FloatField, "real"), ["0.1", "1", "'-0'", "1e-30", "'NaN'"]),
+    "real": (retyped(models.FloatField, "real"), ["0.1", "1 / 3.0", "1", "'-0'", "1e-30", "'NaN'"]),
     "date": (models.DateField, ["'2024-02-29'", "'0001-01-01'", "'9999-12-31'"]),
     "datetime": (
         models.DateTimeField,
@@ -212,7 +212,7 @@ COLUMNS: dict[str, tuple[MakeField, list[str]]] = {
     "citext_array_type": (partial(Scribe, type_name="text[]"), ["'{a,NULL,\"NULL\"}'", "'{}'"]),
     "scribe_integer": (partial(Scribe, type_name="integer"), INTEGERS),
     "scribe_serial_like": (partial(Scribe, type_name="decimal(7, 2)"), ["1", "'NaN'"]),
-    "scribe_double": (partial(Scribe, type_name="double precision"), ["1", "0.1"]),
+    "scribe_double": (partial(Scribe, type_name="double precision"), ["1", "0.30000000000000004"]),
     "scribe_varchar": (partial(Scribe, type_name="character varying(20)"), ["'tea'"]),
     "scribe_padded": (partial(Scribe, type_name="char(5)"), ["'tea'"]),
     "scribe_uuid": (partial(Scribe, type_name="uuid"), ["'00000000-0000-0000-0000-000000000007'"]),
@@ -223,7 +223,7 @@ COLUMNS: dict[str, tuple[MakeField, list[str]]] = {
     "scribe_bytea": (partial(Scribe, type_name="bytea"), [r"'\xdead'"]),
     "scribe_timestamp": (partial(Scribe, type_name="timestamp(0) with time zone"), ["'2024-02-29 12:00+00'"]),
     "scribe_dates": (partial(Scribe, type_name="date[]"), ["'{2024-02-29,NULL}'"]),
-    "scribe_point": (partial(Scribe, type_name="point"), ["'(0.1,-2)'"]),
+    "scribe_point": (partial(Scribe, type_name="point"), ["'(0.30000000000000004,-2)'"]),
     "scribe_enum": (partial(Scribe, type_name="mood"), ["'happy'"]),
     "scribe_network": (partial(Scribe, type_name="cidr"), ["'10.0.0.0/8'"]),
     "scribe_mac_address": (partial(Scribe, type_name="macaddr"), ["'08:00:2b:01:02:03'"]),
@@ -256,7 +256,10 @@ COLUMNS: dict[str, tuple[MakeField, list[str]]] = {
         partial(ArrayField, models.DecimalField(max_digits=9, decimal_places=2)),
         ["'{1,1.5,-0.01,NULL,NaN}'"],
     ),
-    "array_of_floats": (partial(ArrayField, models.FloatField()), ["'{1,0.1,NaN,-0,-infinity,1e-300}'"]),
+    "array_of_floats": (
+        partial(ArrayField, models.FloatField()),
+        ["'{1,0.30000000000000004,NaN,-0,-infinity,1e-300}'"],
+    ),
     "dates": (partial(ArrayField, models.DateField()), ["'{2024-02-29,NULL,0001-01-01}'"]),
     "datetimes": (
         partial(ArrayField, models.DateTimeField()),
