@@ -180,13 +180,11 @@ class TriggerFunction:
         return sql.Identifier(f"{side}_rows")
 
     def _source(self, side: str, conditional: bool, *, compared: bool = False) -> sql.Composed:
-        """Return the rows of a side, with columns ``key_1``, ``column_1``, ``compared``, ``here``, ``wanted``."""
+        """Return the rows of a side, with columns ``key_1``, ``column_1``, ``compared``, ``wanted``."""
         columns: list[sql.Composable] = [
             sql.SQL("{} as {}").format(sql.Identifier(column_of(field)), sql.Identifier(name))
             for name, field in (*_numbered("key", self.watch.key_fields), *_numbered("column", self.watch.fields))
         ]
-        if compared:
-            columns.append(sql.SQL("true as here"))
         if compared and not self.compares_rows:
             columns.append(sql.SQL("{} as compared").format(self._compared()))
         if conditional:
