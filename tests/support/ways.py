@@ -134,7 +134,6 @@ INHERITED = Form(
     relatives="; create table special_item (extra text) inherits (item)",
     home_of_rum="special_item",
 )
-REPLICATED_PARTITIONED = Form("replicated, partitioned", PARTITIONED.create, PARTITIONED.relatives, replicated=True)
 
 FORMS = (KEYS_ONLY, PLAIN, REPLICATED, PARTITIONED, INHERITED)
 
