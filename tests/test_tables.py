@@ -147,6 +147,17 @@ class TestNames:
         stock.watch(model, columns="__all__", condition=models.Q(code__gt=""))
         self.write_and_compare(stock, model)
 
+    def test_a_percent_sign_that_the_orm_would_take_for_a_placeholder_is_refused_in_a_condition(
+        self, stock: Stock
+    ) -> None:
+        model = stock.model("Named", "named", size=models.IntegerField(db_column="100%"), meta={"managed": False})
+        stock.run('create table named (id bigint primary key, "100%" int)')
+        stock.registry.add(make_watch(model, condition=models.Q(size__gt=1)))
+        assert stock.refusal() == (
+            "the condition of the watch of stock.named cannot be evaluated in a trigger: a percent sign in a db_column "
+            "has to be written twice, as the ORM needs it"
+        )
+
     def write_and_compare(self, stock: Stock, model: type[Any]) -> None:
         model.objects.create(code="a")
         model.objects.bulk_create([model(code="b"), model(code="c")])
@@ -194,6 +205,15 @@ class TestNames:
         assert stock.uninstall(f"stock.{names[0]}") == [f"stock.{names[0]}: removed from {'t' * 62}a"]
         two.objects.create(id=4)
         assert stock.seen() == [(names[1], "INSERT", 4)]
+
+    def test_an_application_whose_label_has_capitals(self, stock: Stock) -> None:
+        """Django lowers the name of the model only, and commands take both in any case."""
+        model = stock.model("Item", meta={"app_label": "Shop"})
+        stock.create(model)
+        stock.watch(model)
+        model.objects.create(id=1)
+        assert stock.seen() == [("Shop.item", "INSERT", 1)]
+        assert stock.uninstall("Shop.Item") == ['Shop.item: removed from "Shop_item"']
 
     def test_a_label_with_letters_of_other_scripts(self, stock: Stock) -> None:
         model = stock.model("Größe", "größe", größe=models.IntegerField())
@@ -695,7 +715,7 @@ class TestColumnsThatPostgresqlFills:
 
 EVERY_TABLE = {
     "plain": "create table one (id bigint primary key, size int)",
-    "schema and odd names": """create schema "o'd d";create table "o'd d"."One""%{} ü" (id int primary key, size int)""",
+    "odd names": """create schema "o'd d";create table "o'd d"."One""%{} ü" (id int primary key, size int)""",
     "generated": "create table one (id bigint primary key generated always as identity,"
     " size int generated always as (5) stored)",
     "multi-table inheritance": "create table one (id bigint primary key, size int);"
@@ -735,7 +755,7 @@ class TestEveryTable:
     def tables(self, request: pytest.FixtureRequest, stock: Stock) -> list[type[Any]]:
         """The models of the tables that there are."""
         stock.run(EVERY_TABLE[request.param])
-        name = '"o\'d d"."One""%%{} ü"' if "schema" in request.param else "one"
+        name = '"o\'d d"."One""%%{} ü"' if request.param == "odd names" else "one"
         names = [name, *(other for other in ("two", "three") if f"table {other} " in EVERY_TABLE[request.param])]
         return [
             stock.model(f"Model{number}", name, size=models.IntegerField(), meta={"managed": False})
