@@ -28,8 +28,13 @@ LONGEST_CONTEXT = 8192
 # Each names pgnotify_gql.context in its text, so that a log of queries tells what they are for.
 _READ = "select pg_catalog.current_setting('pgnotify_gql.context', true)"
 _WRITE = "select pg_catalog.set_config('pgnotify_gql.context', %s, true)"
-_KNOWN = "pg_catalog.current_setting('pgnotify_gql.context', true)"
-_REPLACE = "select pg_catalog.set_config('pgnotify_gql.context', coalesce({}, %s), true)"
+_OFFER = """
+    select pg_catalog.set_config(
+        'pgnotify_gql.context',
+        coalesce(nullif(pg_catalog.current_setting('pgnotify_gql.context', true), ''), %s),
+        true
+    )
+"""
 
 
 def read(connection: BaseDatabaseWrapper) -> str:
@@ -42,13 +47,9 @@ def write(connection: BaseDatabaseWrapper, value: str) -> None:
     _ask(connection, _WRITE, value)
 
 
-def replace(connection: BaseDatabaseWrapper, old: list[str], new: str) -> str:
-    """Put `new` in force if nothing is, or one of `old`, and return the value that is in force then."""
-    # Nested as deep as there are values: a comparison with an array takes twice as long to plan.
-    known = _KNOWN
-    for _ in ["", *old]:
-        known = f"nullif({known}, %s)"
-    return _ask(connection, _REPLACE.format(known), "", *old, new) or ""
+def offer(connection: BaseDatabaseWrapper, value: str) -> str:
+    """Put a value in force if there is none, and return the one that is in force then."""
+    return _ask(connection, _OFFER, value) or ""
 
 
 def _ask(connection: BaseDatabaseWrapper, statement: str, *parameters: Any) -> str | None:
