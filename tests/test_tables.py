@@ -559,6 +559,15 @@ class TestModelsWithoutATableOfTheirOwn:
             "make the table first, or let the search_path of the connection lead to it"
         )
 
+    def test_an_unmanaged_model_with_a_column_too_many_is_not_told_to_migrate(self, stock: Stock) -> None:
+        stock.run("create table legacy (id bigint primary key)")
+        legacy = stock.model("Legacy", "legacy", size=models.IntegerField(), meta={"managed": False})
+        stock.registry.add(make_watch(legacy, columns="__all__"))
+        assert stock.refusal() == (
+            "the table \"legacy\" of stock.legacy has no column size in database 'default': the model is unmanaged, so "
+            "change it, or the table"
+        )
+
     def test_a_swapped_model_is_refused_by_the_name_of_the_one_in_its_place(
         self, stock: Stock, settings_with: Any
     ) -> None:
