@@ -729,6 +729,8 @@ class TestEndings:
                 connection.close()
                 with pytest.raises(DatabaseError, match="closed"):
                     cursor.execute("insert into item default values")
+                # Nor was another one opened, only to have a context.
+                assert connection.connection is None
             Item.objects.create()
 
         get(task)
