@@ -350,6 +350,28 @@ class TestBusyTables:
         ]
         assert {t.table for t in installed_triggers(connection)} == {"shelf"}
 
+    def test_removing_tells_that_it_waits_and_holds_up_no_other_table(
+        self, database: Database, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        database.connect().execute("create table shelf (id bigint primary key)")
+        registry.add(Watch(make_model("Shelf", "shelf")))
+        run("install_triggers")
+        holder = database.connect()
+        holder.execute("begin; insert into item (id) values (1)")
+        monkeypatch.setattr(
+            "pgnotify_gql.management.commands.uninstall_triggers.execute",
+            lambda *given, **options: execute(*given, **options, attempts=2),
+        )
+        output = StringIO()
+        with pytest.raises(CommandError, match=r"^item was locked by other transactions in each of 2 tries"):
+            call_command("uninstall_triggers", "--lock-timeout=0.02", stdout=output, stderr=output)
+        assert output.getvalue().splitlines() == [
+            "item is locked (try 1); trying again",
+            "stock.shelf: removed from shelf",
+        ]
+        assert {t.table for t in installed_triggers(connection)} == {"item"}
+        assert len(installed_functions(connection)) == 1
+
     def test_nobody_waits_for_an_installation_that_waits_for_a_long_transaction(
         self, database: Database, writer: Connection
     ) -> None:

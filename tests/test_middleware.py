@@ -253,11 +253,11 @@ class TestEveryWrite:
     def test_in_a_transaction_begun_by_hand_carries_it(self, items: WatchedTable) -> None:
         def task(request: HttpRequest) -> None:
             execute("begin")
-            execute("insert into item (name) values ('by hand')")
             execute("savepoint mine")
             execute("insert into item (name) values ('lost')")
             execute("rollback to mine")
             execute("insert into item (name) values ('again')")
+            execute("insert into item (name) values ('and again')")
             execute("commit")
 
         get(task)
@@ -729,6 +729,8 @@ class TestEndings:
                 connection.close()
                 with pytest.raises(DatabaseError, match="closed"):
                     cursor.execute("insert into item default values")
+                # Nor was another one opened, only to have a context.
+                assert connection.connection is None
             Item.objects.create()
 
         get(task)
@@ -851,7 +853,7 @@ asyncio.run(run())
                 cursor.execute("insert into item default values")
 
         try:
-            get(task)
+            assert statements(lambda: get(task)) == []
         finally:
             copied.close()
         assert contexts(items) == [{}]

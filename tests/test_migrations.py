@@ -264,6 +264,19 @@ def test_a_condition_that_cannot_be_evaluated_captures_what_it_would_leave_out(
     assert len(journal_rows(reader)) == 1
 
 
+def test_without_a_column_to_decide_by_every_update_counts(app: MigratedApp, reader: Connection) -> None:
+    install(app.watch("item", columns=["name"], update_of=["version"]))
+    update = "update stock_item set touched = touched + 1"
+    reader.execute(update)
+    assert journal_rows(reader) == []
+    app.migrate(RenameField("item", "version", "edition"))
+    reader.execute(update)
+    assert len(journal_rows(reader)) == 1
+    install(app.watch("item", columns=["name"], update_of=["edition"]))
+    reader.execute(update)
+    assert len(journal_rows(reader)) == 1
+
+
 class TestDeletedModels:
     @pytest.fixture
     def registry(self, monkeypatch: pytest.MonkeyPatch) -> Registry:

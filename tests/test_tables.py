@@ -15,7 +15,7 @@ from django.test import override_settings
 
 from pgnotify_gql.capture.registry import Registry, make_watch
 from tests.support.databases import Database
-from tests.support.stock import Stock
+from tests.support.stock import Stock, command
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ class TestNames:
         stock.watch(model, columns="__all__")
         self.write_and_compare(stock, model)
         assert stock.uninstall() != []
-        assert stock.run("select from pg_trigger where not tgisinternal") == []
+        assert stock.run("select tgname from pg_trigger where not tgisinternal") == []
 
     @pytest.mark.parametrize("name", ["100%%", "%%s", "%%(x)s"])
     def test_a_percent_sign_is_written_twice_as_the_orm_needs_it(self, stock: Stock, name: str) -> None:
@@ -146,6 +146,17 @@ class TestNames:
         stock.run(f'create table "{one}" ("{one}" text primary key, size int)')
         stock.watch(model, columns="__all__", condition=models.Q(code__gt=""))
         self.write_and_compare(stock, model)
+
+    def test_a_percent_sign_that_the_orm_would_take_for_a_placeholder_is_refused_in_a_condition(
+        self, stock: Stock
+    ) -> None:
+        model = stock.model("Named", "named", size=models.IntegerField(db_column="100%"), meta={"managed": False})
+        stock.run('create table named (id bigint primary key, "100%" int)')
+        stock.registry.add(make_watch(model, condition=models.Q(size__gt=1)))
+        assert stock.refusal() == (
+            "the condition of the watch of stock.named cannot be evaluated in a trigger: a percent sign in a db_column "
+            "has to be written twice, as the ORM needs it"
+        )
 
     def write_and_compare(self, stock: Stock, model: type[Any]) -> None:
         model.objects.create(code="a")
@@ -194,6 +205,15 @@ class TestNames:
         assert stock.uninstall(f"stock.{names[0]}") == [f"stock.{names[0]}: removed from {'t' * 62}a"]
         two.objects.create(id=4)
         assert stock.seen() == [(names[1], "INSERT", 4)]
+
+    def test_an_application_whose_label_has_capitals(self, stock: Stock) -> None:
+        """Django lowers the name of the model only, and commands take both in any case."""
+        model = stock.model("Item", meta={"app_label": "Shop"})
+        stock.create(model)
+        stock.watch(model)
+        model.objects.create(id=1)
+        assert stock.seen() == [("Shop.item", "INSERT", 1)]
+        assert stock.uninstall("Shop.Item") == ['Shop.item: removed from "Shop_item"']
 
     def test_a_label_with_letters_of_other_scripts(self, stock: Stock) -> None:
         model = stock.model("Größe", "größe", größe=models.IntegerField())
@@ -539,6 +559,15 @@ class TestModelsWithoutATableOfTheirOwn:
             "make the table first, or let the search_path of the connection lead to it"
         )
 
+    def test_an_unmanaged_model_with_a_column_too_many_is_not_told_to_migrate(self, stock: Stock) -> None:
+        stock.run("create table legacy (id bigint primary key)")
+        legacy = stock.model("Legacy", "legacy", size=models.IntegerField(), meta={"managed": False})
+        stock.registry.add(make_watch(legacy, columns="__all__"))
+        assert stock.refusal() == (
+            "the table \"legacy\" of stock.legacy has no column size in database 'default': the model is unmanaged, so "
+            "change it, or the table"
+        )
+
     def test_a_swapped_model_is_refused_by_the_name_of_the_one_in_its_place(
         self, stock: Stock, settings_with: Any
     ) -> None:
@@ -691,3 +720,94 @@ class TestColumnsThatPostgresqlFills:
             ("item", "INSERT", None, {"code": "b", "number": 2}),
             ("item", "UPDATE", {"code": "a", "number": 1}, {"code": "a", "number": 3}),
         ]
+
+
+EVERY_TABLE = {
+    "plain": "create table one (id bigint primary key, size int)",
+    "odd names": """create schema "o'd d";create table "o'd d"."One""%{} ü" (id int primary key, size int)""",
+    "generated": "create table one (id bigint primary key generated always as identity,"
+    " size int generated always as (5) stored)",
+    "multi-table inheritance": "create table one (id bigint primary key, size int);"
+    "create table two (id bigint primary key references one, size int)",
+    "range partitions": "create table one (id bigint primary key, size int) partition by range (id);"
+    "create table two partition of one for values from (1) to (10);"
+    "create table three partition of one default",
+    "hash partitions": "create table one (id bigint primary key, size int) partition by hash (id);"
+    "create table two partition of one for values with (modulus 2, remainder 0);"
+    "create table three partition of one for values with (modulus 2, remainder 1)",
+    "partitions of partitions": "create table one (id bigint primary key, size int) partition by range (id);"
+    "create table two partition of one for values from (1) to (10) partition by list (id);"
+    "create table three partition of two for values in (1);"
+    "create table four (size int, gone int, id bigint not null); alter table four drop gone;"
+    "alter table two attach partition four for values in (2)",
+    "no partition": "create table one (id bigint primary key, size int) partition by list (id)",
+    "inheritance": "create table one (id bigint primary key, size int);"
+    "create table two (more int) inherits (one); create table three () inherits (two)",
+    "two parents": "create table one (id bigint primary key, size int); create table two (id bigint, size int);"
+    "create table three () inherits (one, two)",
+    "unlogged": "create unlogged table one (id bigint primary key, size int)",
+}
+"""Statements that make a table `one`, and maybe others with the same columns."""
+
+EVERY_WATCH: dict[str, dict[str, Any]] = {
+    "keys": {},
+    "everything": {"columns": "__all__", "condition": models.Q(size__gt=0), "update_of": ["size"]},
+    "replicated": {"replicated": True},
+    "kinds": {"kinds": ["DELETE"]},
+}
+
+
+class TestEveryTable:
+    """What holds for all of them; installing asserts each time that nothing differs afterwards."""
+
+    @pytest.fixture(params=EVERY_TABLE)
+    def tables(self, request: pytest.FixtureRequest, stock: Stock) -> list[type[Any]]:
+        """The models of the tables that there are."""
+        stock.run(EVERY_TABLE[request.param])
+        name = '"o\'d d"."One""%%{} ü"' if request.param == "odd names" else "one"
+        names = [name, *(other for other in ("two", "three") if f"table {other} " in EVERY_TABLE[request.param])]
+        return [
+            stock.model(f"Model{number}", name, size=models.IntegerField(), meta={"managed": False})
+            for number, name in enumerate(names)
+        ]
+
+    def test_uninstalling_leaves_nothing_behind(
+        self, stock: Stock, tables: list[type[Any]], subtests: pytest.Subtests
+    ) -> None:
+        before = stock.objects()
+        for name, options in EVERY_WATCH.items():
+            with subtests.test(watch=name):
+                stock.watch(tables[0], **options)
+                assert stock.objects() != before
+                assert len(stock.uninstall()) == 1
+                assert stock.objects() == before
+                stock.watch(*tables, **options)
+                stock.uninstall()
+                assert stock.objects() == before
+                stock.forget(*tables)
+
+    def test_uninstalling_one_model_leaves_the_others(self, stock: Stock, tables: list[type[Any]]) -> None:
+        stock.watch(*tables[1:])
+        before = stock.objects()
+        stock.watch(tables[0])
+        assert stock.uninstall("stock.model0") != []
+        assert stock.objects() == before
+
+    def test_a_watch_may_change_again_and_again(self, stock: Stock, tables: list[type[Any]]) -> None:
+        before = stock.objects()
+        for options in (*EVERY_WATCH.values(), *EVERY_WATCH.values()):
+            stock.watch(*tables, **options)
+        functions = stock.run("select proname from pg_proc where proname like 'capture%'")
+        assert len(functions) == len(tables)
+        stock.forget(*tables)
+        stock.install()
+        assert stock.objects() == before
+
+    def test_the_sql_of_a_dry_run_does_the_same(self, stock: Stock, tables: list[type[Any]]) -> None:
+        before = stock.objects()
+        for model in tables:
+            stock.registry.add(make_watch(model, columns="__all__"))
+        stock.run("\n".join(command("install_triggers", "--dry-run")))
+        assert {line.split()[0] for line in stock.check()} == {"INSTALLED"}
+        stock.run("\n".join(command("uninstall_triggers", "--dry-run")))
+        assert stock.objects() == before

@@ -39,7 +39,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.sql import Composable
 
 from . import setting
-from .setting import SUPPRESSED, Context
+from .setting import Context
 
 Source = Callable[[], Context]
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
@@ -171,15 +171,17 @@ class Attribution:
     def settle(self, connection: BaseDatabaseWrapper, wanted: Context) -> str:
         """Put `wanted` in force, in place of what this put there before; return the value in force then."""
         text = setting.encode(wanted) if wanted else ""
-        found = setting.replace(connection, ["", *map(setting.encode, self._put)], text)
-        foreign = None if found in {text, SUPPRESSED} else setting.decode(found)
+        found = setting.offer(connection, text)
+        # SUPPRESSED is no object, and so stays, like whatever else cannot be merged with.
+        foreign = None if found == text else setting.decode(found)
         if foreign is not None:
-            # Merged earlier, with a context that has changed since: of that nothing stays.
+            # Of what this put there itself, while the context was another one, nothing stays.
             theirs = {key: value for key, value in foreign.items() if not self._has_put(key, value)}
-            merged = setting.encode({**wanted, **theirs})
-            if merged != found:
-                setting.write(connection, merged)
-                found = merged
+            merged = {**wanted, **theirs}
+            text = setting.encode(merged) if merged else ""
+            if text != found:
+                setting.write(connection, text)
+                found = text
         if wanted and wanted not in self._put:
             self._put.append(wanted)
         self.in_force = wanted

@@ -6,6 +6,7 @@ A trigger is ours when its function lies in our schema.  Its version is the dige
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,16 +31,27 @@ MIGRATE = "run `manage.py makemigrations` and `manage.py migrate` first"
 MAKE_TABLE = "the model is unmanaged, so make the table first, or let the search_path of the connection lead to it"
 MEND_MODEL = "the model is unmanaged, so change it, or the table"
 
-# Clones, which PostgreSQL makes on partitions, follow the trigger they were made from.
 INSTALLED_TRIGGERS = r"""
-    select c.oid, c.oid::regclass::text, t.tgname, t.tgenabled::text, p.proname,
-           coalesce(obj_description(t.oid, 'pg_trigger'), ''),
-           substring(p.prosrc from $$'(\d+)'::pg_catalog\.regclass$$)::oid
-    from pg_trigger t
-    join pg_proc p on p.oid = t.tgfoid
-    join pg_namespace pn on pn.oid = p.pronamespace and pn.nspname = 'pgnotify_gql'
-    join pg_class c on c.oid = t.tgrelid
-    where not t.tgisinternal and t.tgparentid = 0
+    with recursive ours as (
+        select t.*, t.oid as trigger, p.proname, p.prosrc
+        from pg_trigger t
+        join pg_proc p on p.oid = t.tgfoid
+        join pg_namespace pn on pn.oid = p.pronamespace and pn.nspname = 'pgnotify_gql'
+        where not t.tgisinternal and t.tgparentid = 0
+    ), clones (original, clone, carrier, enabled) as (
+        select trigger, trigger, tgrelid, tgenabled from ours
+        union all
+        select clones.original, t.oid, t.tgrelid, t.tgenabled
+        from pg_trigger t join clones on t.tgparentid = clones.clone
+    )
+    select c.oid, c.oid::regclass::text, t.tgname, t.tgenabled::text, t.proname,
+           coalesce(obj_description(t.trigger, 'pg_trigger'), ''),
+           substring(t.prosrc from $$'(\d+)'::pg_catalog\.regclass$$)::oid,
+           array(select clones.carrier::int8 from clones
+                 where clones.original = t.trigger and clones.clone <> t.trigger),
+           array(select clones.carrier::regclass::text from clones
+                 where clones.original = t.trigger and clones.enabled <> t.tgenabled order by 1)
+    from ours t join pg_class c on c.oid = t.tgrelid
     order by 2, t.tgname
 """
 
@@ -95,6 +107,10 @@ class InstalledTrigger:
     comment: str
     bound_to: int | None
     """The table that a row-level function is bound to, see ``function.bind``."""
+    clone_oids: Sequence[int]
+    """The partitions to which PostgreSQL has cloned it."""
+    stray_clones: Sequence[str]
+    """The partitions whose clones somebody has enabled or disabled apart from it."""
 
     @property
     def fires(self) -> bool:

@@ -81,6 +81,7 @@ class TriggerFunction:
         self.condition = None if condition is None else sql.SQL(condition)
         self.rings = rings
         self.by_row = by_row
+        self.compares_rows = by_row and not watch.decisive_fields
         self.label = sql.Literal(watch.label)
         self.chunks = {"chunk_rows": sql.Literal(CHUNK_ROWS), "chunk_bytes": sql.Literal(CHUNK_BYTES)}
 
@@ -160,7 +161,7 @@ class TriggerFunction:
             "old_source": self._source(OLD, conditional, compared=True),
             "new_source": self._source(NEW, conditional, compared=True),
             "same_key": self._same_key(),
-            "differs": sql.SQL("pgn_old.compared *<> pgn_new.compared"),
+            "differs": self._differs(),
             "update_entry": self._entry(NEW, old=OLD, new=NEW),
             "delete_entry": self._entry(OLD, old=OLD),
             "insert_entry": self._entry(NEW, new=NEW),
@@ -179,13 +180,13 @@ class TriggerFunction:
         return sql.Identifier(f"{side}_rows")
 
     def _source(self, side: str, conditional: bool, *, compared: bool = False) -> sql.Composed:
-        """Return the rows of a side, with columns ``key_1``, ``column_1``, ``compared``, ``here``, ``wanted``."""
+        """Return the rows of a side, with columns ``key_1``, ``column_1``, ``compared``, ``wanted``."""
         columns: list[sql.Composable] = [
             sql.SQL("{} as {}").format(sql.Identifier(column_of(field)), sql.Identifier(name))
             for name, field in (*_numbered("key", self.watch.key_fields), *_numbered("column", self.watch.fields))
         ]
-        if compared:
-            columns += [sql.SQL("{} as compared").format(self._compared()), sql.SQL("true as here")]
+        if compared and not self.compares_rows:
+            columns.append(sql.SQL("{} as compared").format(self._compared()))
         if conditional:
             assert self.condition is not None
             columns.append(sql.SQL("({}) as wanted").format(self.condition))
@@ -193,8 +194,16 @@ class TriggerFunction:
             missing=self._missing(side), columns=sql.SQL(", ").join(columns), rows=self._rows(side)
         )
 
+    def _differs(self) -> sql.Composable:
+        # *<> compares images: that works for types without an equality (json) too.
+        if self.compares_rows:
+            # The rows as they are, without a word about their columns: one that only a child of the watched table has
+            # may be altered, and plans are made anew for the watched table only, see ``bind``.
+            return sql.SQL("old *<> new")
+        return sql.SQL("pgn_old.compared *<> pgn_new.compared")
+
     def _compared(self) -> sql.Composable:
-        # One record, and *<>, which compares images: that works for types without an equality (json) too.
+        """Return one record of what decides whether an UPDATE is a change."""
         if self.watch.decisive_fields:
             decisive = [sql.Identifier(column_of(field)) for field in self.watch.decisive_fields]
             return sql.SQL("row({})").format(sql.SQL(", ").join(decisive))

@@ -75,7 +75,7 @@ class _Target:
 
 def plan_install(connection: BaseDatabaseWrapper, watches: Iterable[Watch], *, rings: bool = True) -> Plan:
     """
-    Return what installing would do: a step for each watch, and one for each table with triggers that no watch wants.
+    Return what installing would do: a step for each watch, and steps for the triggers that no watch wants.
 
     Watches that cannot be captured are listed in ``errors``.  Raises JournalMissingError, ReadOnlyDatabaseError.
     """
@@ -98,9 +98,10 @@ def plan_install(connection: BaseDatabaseWrapper, watches: Iterable[Watch], *, r
     wanted = {key for target in targets.values() for key in target.triggers}
     functions = {target.capture.function for target in targets.values()}
     claimed: set[Key] = set()
-    for oid, target in targets.items():
-        # Whatever else of ours is on the table itself was left there by an earlier version of the watch.
-        own = [t for t in installed if _key(t) in target.triggers or (t.table_oid == oid and _key(t) not in wanted)]
+    for target in targets.values():
+        own = [
+            t for t in installed if _key(t) in target.triggers or (_key(t) not in wanted and _is_left_over(t, target))
+        ]
         claimed.update(map(_key, own))
         kept = functions | {t.function for t in installed if t not in own}
         plan.steps.append(_install_step(target, own, kept))
@@ -112,19 +113,20 @@ def plan_install(connection: BaseDatabaseWrapper, watches: Iterable[Watch], *, r
 
 def plan_uninstall(connection: BaseDatabaseWrapper, labels: Sequence[str] = ()) -> Plan:
     """
-    Return what removing would do: every table with triggers of ours, or those made for `labels` only.
+    Return what removing would do: of every trigger of ours, or of those made for `labels` only.
 
     Raises ReadOnlyDatabaseError.
     """
     catalog.require_primary(connection)
     installed = catalog.installed_triggers(connection)
-    removed = [t for t in installed if not labels or t.label in labels]
+    wanted = {label.lower() for label in labels}
+    removed = [t for t in installed if not labels or t.label.lower() in wanted]
     plan = Plan(connection.alias)
     plan.steps = _removal_steps(removed, Status.INSTALLED, {t.function for t in installed if t not in removed})
     plan.errors = [
         WatchError(f"{label} has no triggers in database '{connection.alias}'")
         for label in labels
-        if label not in {t.label for t in removed}
+        if label.lower() not in {t.label.lower() for t in removed}
     ]
     return plan
 
@@ -186,6 +188,11 @@ def _key(trigger: InstalledTrigger) -> Key:
     return trigger.table_oid, trigger.name
 
 
+def _is_left_over(trigger: InstalledTrigger, target: _Target) -> bool:
+    """Return whether it was made for an earlier version of a watch, or of its table's family."""
+    return trigger.label == target.capture.watch.label and trigger.table_oid in dict(target.relation.family)
+
+
 def _watched_twice(target: _Target, other: _Target) -> WatchError:
     return WatchError(
         f"{target.capture.watch.label} and {other.capture.watch.label} are both watched and share the table "
@@ -197,7 +204,7 @@ def _install_step(target: _Target, present: Sequence[InstalledTrigger], kept: Co
     capture, watch = target.capture, target.capture.watch
     current = {_key(t) for t in present if _is_current(t, target)}
     differing = {key: trigger for key, trigger in target.triggers.items() if key not in current}
-    surplus = [t for t in present if _key(t) not in target.triggers]
+    surplus = [t for t in present if _key(t) not in target.triggers and not _becomes_clone(t, target)]
     if not differing and not surplus:
         return Step(watch.label, target.relation.table, Status.INSTALLED, ())
     statements = []
@@ -212,25 +219,42 @@ def _install_step(target: _Target, present: Sequence[InstalledTrigger], kept: Co
     return Step(watch.label, target.relation.table, status, statements, _difference(target, present), oids)
 
 
+def _becomes_clone(trigger: InstalledTrigger, target: _Target) -> bool:
+    """
+    Return whether PostgreSQL makes it a clone when the partitioned table gets its trigger.
+
+    Tables that inherited before they were partitions have triggers of their own with the names of clones.
+    """
+    relation = target.relation
+    return (
+        relation.partitioned and trigger.table_oid != relation.oid and (relation.oid, trigger.name) in target.triggers
+    )
+
+
 def _removal_steps(triggers: Iterable[InstalledTrigger], status: Status, kept: Collection[str]) -> list[Step]:
-    tables: dict[int, list[InstalledTrigger]] = {}
+    # All that call a function go at once, whatever tables they are on, and the function with them.
+    groups: dict[str, list[InstalledTrigger]] = {}
     for trigger in triggers:
-        tables.setdefault(trigger.table_oid, []).append(trigger)
-    steps = []
-    for oid, own in tables.items():
-        later = {t.function for t in triggers if t.table_oid != oid}
-        unused = sorted({t.function for t in own}.difference(kept, later))
-        statements = [_drop_trigger(t) for t in own] + [_drop_function(name) for name in unused]
-        detail = "no watch" if status is Status.ORPHANED else ""
-        steps.append(Step(own[0].label, own[0].table, status, statements, detail, [oid]))
-    return steps
+        groups.setdefault(trigger.function, []).append(trigger)
+    return [_removal_step(own, status, [] if function in kept else [function]) for function, own in groups.items()]
+
+
+def _removal_step(own: Sequence[InstalledTrigger], status: Status, functions: Sequence[str]) -> Step:
+    # The watched table comes first, its partitions and children after it.
+    tables = {t.table_oid: t.table for t in sorted(own, key=lambda t: t.table_oid != t.bound_to)}
+    table, *others = tables.values()
+    oids = [*tables, *(oid for t in own for oid in t.clone_oids)]
+    statements = [_drop_trigger(t) for t in own] + [_drop_function(name) for name in functions]
+    also = f", also on {', '.join(others)}" if others else ""
+    detail = f"no watch{also}" if status is Status.ORPHANED else ""
+    return Step(own[0].label, table, status, statements, detail, list(dict.fromkeys(oids)))
 
 
 def _is_current(trigger: InstalledTrigger, target: _Target) -> bool:
     capture = target.capture
     enabled = trigger.enabled == ALWAYS if capture.watch.replicated else trigger.fires
     bound_to = target.relation.oid if capture.by_row else None
-    return enabled and (trigger.function, trigger.comment, trigger.bound_to) == (
+    return enabled and not trigger.stray_clones and (trigger.function, trigger.comment, trigger.bound_to) == (
         capture.function, capture.comment, bound_to
     )  # fmt: skip
 
@@ -238,9 +262,10 @@ def _is_current(trigger: InstalledTrigger, target: _Target) -> bool:
 def _difference(target: _Target, present: Sequence[InstalledTrigger]) -> str:
     if not present:
         return "no triggers"
-    disabled = [t.name for t in present if not t.fires]
+    disabled = [f"{t.name} on {t.table}" for t in present if not t.fires]
+    disabled += [f"{t.name} on {table}" for t in present for table in t.stray_clones]
     if disabled:
-        return f"disabled: {', '.join(disabled)}"
+        return f"disabled, or enabled otherwise: {', '.join(disabled)}"
     there = {_key(t): f"{t.name} on {t.table}" for t in present}
     wanted = {key: f"{trigger.name} on {trigger.table}" for key, trigger in target.triggers.items()}
     lacking = [name for key, name in wanted.items() if key not in there]

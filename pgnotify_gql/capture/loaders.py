@@ -21,7 +21,8 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.dispatch import receiver
 from psycopg import DataError
 from psycopg import adapters as default_adapters
-from psycopg.adapt import AdaptersMap, Buffer, Loader, Transformer
+from psycopg.abc import Buffer
+from psycopg.adapt import AdaptersMap, Loader, Transformer
 from psycopg.postgres import types
 from psycopg.pq import Format
 from psycopg.types.datetime import IntervalLoader

@@ -105,7 +105,7 @@ class RunTriggerSql(TriggerOperation):
         return f"{'install' if self.installs else 'remove'}_triggers_{self.label.partition('.')[2]}"
 
     def references_model(self, name: str, app_label: str) -> bool:
-        return f"{app_label}.{name}".lower() == self.label
+        return f"{app_label}.{name}".lower() == self.label.lower()
 
 
 class ModelTriggerOperation(TriggerOperation):

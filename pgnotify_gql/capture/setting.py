@@ -28,11 +28,12 @@ LONGEST_CONTEXT = 8192
 # Each names pgnotify_gql.context in its text, so that a log of queries tells what they are for.
 _READ = "select pg_catalog.current_setting('pgnotify_gql.context', true)"
 _WRITE = "select pg_catalog.set_config('pgnotify_gql.context', %s, true)"
-_REPLACE = """
+_OFFER = """
     select pg_catalog.set_config(
-        'pgnotify_gql.context', case when known.value = any (%s) then %s else known.value end, true
+        'pgnotify_gql.context',
+        coalesce(nullif(pg_catalog.current_setting('pgnotify_gql.context', true), ''), %s),
+        true
     )
-    from (select coalesce(pg_catalog.current_setting('pgnotify_gql.context', true), '')) as known (value)
 """
 
 
@@ -46,9 +47,9 @@ def write(connection: BaseDatabaseWrapper, value: str) -> None:
     _ask(connection, _WRITE, value)
 
 
-def replace(connection: BaseDatabaseWrapper, old: list[str], new: str) -> str:
-    """Put `new` in force if one of `old` is, and return the value that is in force then."""
-    return _ask(connection, _REPLACE, old, new) or ""
+def offer(connection: BaseDatabaseWrapper, value: str) -> str:
+    """Put a value in force if there is none, and return the one that is in force then."""
+    return _ask(connection, _OFFER, value) or ""
 
 
 def _ask(connection: BaseDatabaseWrapper, statement: str, *parameters: Any) -> str | None:

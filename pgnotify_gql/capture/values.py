@@ -95,7 +95,8 @@ def decoder(field: Field[Any, Any]) -> Load:
     Return the function that makes a field's Python value from its JSON value.
 
     The value is equal to what the ORM gives for the same row, and of the same type; for files it is the stored name, as
-    in ``values()``.  What Python cannot hold stays as PostgreSQL wrote it; the function raises nothing.
+    in ``values()``.  A JSON null looks like an SQL null.  What Python cannot hold stays as PostgreSQL wrote it; the
+    function raises nothing.
     """
     alias = _alias(field)
     column = _type_of(field, alias)
@@ -171,8 +172,13 @@ def _type_sent(field: Field[Any, Any], name: str, alias: str) -> str:
     """Return the type of what the ORM receives: for a domain that is the type under it, which the field inherits."""
     if name in PLAIN_TYPES or name in TYPE_SETTINGS or types.get(name):
         return name
-    inherited = connections[alias].data_types.get(field.get_internal_type())
-    return _canonical(inherited) if isinstance(inherited, str) else name
+    # As in Field.db_type(), which the field overrides.
+    connection = connections[alias]
+    inherited = connection.data_types.get(field.get_internal_type())
+    if inherited is None:
+        return name
+    parameters = field.db_type_parameters(connection)
+    return _canonical(inherited(parameters) if callable(inherited) else inherited % parameters)
 
 
 def _settings_of(field: Field[Any, Any]) -> Iterable[str]:

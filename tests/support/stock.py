@@ -92,12 +92,13 @@ class Stock:
             self.registry.remove(model._meta.label_lower)
 
     def install(self) -> list[str]:
-        """Install what is declared and return what was said; afterwards all must be INSTALLED, and stay so."""
+        """Install what is declared and return what was done; afterwards all must be INSTALLED, and stay so."""
         said = command("install_triggers")
         differing = [line for line in self.check() if not line.startswith("INSTALLED ")]
-        assert differing == [], "installing again would be needed at once"
-        assert command("install_triggers")[0].startswith(("All INSTALLED", "No model is watched")), "it flaps"
-        return said
+        assert differing == [], f"installing again would be needed at once: {differing} after {said}"
+        again = command("install_triggers")
+        assert again[0].startswith(("All INSTALLED", "No model is watched")), f"it flaps: {again}"
+        return [line for line in said if line.startswith(f"{APP}.")]
 
     def uninstall(self, *labels: str) -> list[str]:
         """Remove triggers and return what was said."""

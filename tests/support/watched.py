@@ -117,10 +117,11 @@ def watched(
     *,
     columns: Iterable[str] | Literal["__all__"] = (),
     kinds: Iterable[Kind] = ALL_KINDS,
+    replicated: bool = False,
     rings: bool = True,
 ) -> WatchedTable:
     """Make the table with `sql`, where there is any, and install the triggers of a watch of it."""
-    watch = Watch(model, "__all__" if columns == "__all__" else tuple(columns), frozenset(kinds))
+    watch = Watch(model, "__all__" if columns == "__all__" else tuple(columns), frozenset(kinds), replicated=replicated)
     table = WatchedTable(database.connect() if isinstance(database, Database) else database, watch)
     if sql:
         table.run(sql)

@@ -9,8 +9,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import Error as DatabaseError
 from django.db import connections
 
-from ...capture.installer import drop_unused_functions, execute, plan_uninstall
-from ...errors import PgnotifyGqlError
+from ...capture.installer import Plan, drop_unused_functions, execute, plan_uninstall
+from ...errors import InstallError, PgnotifyGqlError
 from ..options import add_database, add_lock_timeout
 
 
@@ -32,20 +32,38 @@ class Command(BaseCommand):
             raise CommandError(f"database '{connection.alias}' is {connection.vendor}: it has no triggers of ours")
         try:
             plan = plan_uninstall(connection, [label.lower() for label in options["models"]])
-            for step in plan.steps:
-                if options["dry_run"]:
-                    self.stdout.write("\n".join(f"{statement};" for statement in step.statements))
-                    continue
-                execute(connection, step, lock_timeout=options["lock_timeout"])
-                self.stdout.write(f"{step.label}: removed from {step.table}")
-            if not options["dry_run"]:
-                drop_unused_functions(connection)
+            problems = [str(error) for error in plan.errors]
+            if options["dry_run"]:
+                self._print_sql(plan)
+            else:
+                problems += self._remove(plan, options["lock_timeout"])
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:
             reason = " ".join(str(error).split())
             raise CommandError(f"database '{connection.alias}' cannot be used: {reason}") from error
-        if plan.errors:
-            raise CommandError("\n".join(map(str, plan.errors)))
+        if problems:
+            raise CommandError("\n".join(problems))
         if not plan.steps:
             self.stdout.write("No triggers are installed, nothing to do.")
+
+    def _print_sql(self, plan: Plan) -> None:
+        for step in plan.steps:
+            self.stdout.write("\n".join(f"{statement};" for statement in step.statements))
+
+    def _remove(self, plan: Plan, lock_timeout: float) -> list[str]:
+        """Remove what can be removed: a table that stays locked holds up no other.  Return what is wrong."""
+        connection = connections[plan.database]
+        problems = []
+        for step in plan.steps:
+            try:
+                execute(connection, step, lock_timeout=lock_timeout, waiting=self._waiting(step.table))
+            except InstallError as error:
+                problems.append(str(error))
+            else:
+                self.stdout.write(f"{step.label}: removed from {step.table}")
+        drop_unused_functions(connection)
+        return problems
+
+    def _waiting(self, table: str) -> Any:
+        return lambda attempt: self.stderr.write(f"{table} is locked (try {attempt}); trying again")
