@@ -48,7 +48,8 @@ def shorten(name: str, limit: int) -> str:
 
 def trigger_name(kind: str, label: str = "") -> str:
     """Return the name of a trigger for a kind, unique on its table, where it may be one of a relative's watch."""
-    suffix = f"_{label.replace('.', '_')}" if label else ""
+    # Names of applications and models may have underscores, and none has a dollar, which needs no quotes in SQL.
+    suffix = f"_{label.replace('.', '$')}" if label else ""
     return shorten(f"{TRIGGER_PREFIX}{kind.lower()}{suffix}", IDENTIFIER_BYTES)
 
 

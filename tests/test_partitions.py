@@ -370,7 +370,7 @@ class TestPartitionsThatComeAndGo:
         ranges.run("truncate event")
         assert seen(ranges) == [("TRUNCATE", None)]
         assert ranges.check() == [
-            'OUTDATED  stock.event on "event" (lacks pgnotify_gql_truncate_stock_event on event_3)',
+            'OUTDATED  stock.event on "event" (lacks pgnotify_gql_truncate_stock$event on event_3)',
             "1 of 1 tables differ: run `manage.py install_triggers`",
         ]
         assert ranges.install() == ["stock.event: installed (was OUTDATED)"]
@@ -440,7 +440,7 @@ class TestPartitionsThatComeAndGo:
             "alter table event attach partition event_1 for values from (1) to (10); commit"
         )
         assert stock.check()[0].startswith(
-            'OUTDATED  stock.event on "event" (lacks pgnotify_gql_insert_stock_event on '
+            'OUTDATED  stock.event on "event" (lacks pgnotify_gql_insert_stock$event on '
         )
         assert stock.install() == ["stock.event: installed (was OUTDATED)"]
         stock.run("insert into event values (2); update event_1 set note = 'x' where id = 1; truncate event_1")
@@ -612,12 +612,12 @@ class TestInstallingOnPartitions:
         stock.run("create table event_3_1 partition of event_3 for values from (20) to (30)")
         stock.watch(event)
         for part in ("event_1", "event_3", "event_3_1"):
-            for triggers in ("pgnotify_gql_insert_stock_event", "user", "all"):
+            for triggers in ("pgnotify_gql_insert_stock$event", "user", "all"):
                 with subtests.test(part=part, triggers=triggers):
                     stock.run(f"alter table {part} disable trigger {triggers}")
                     first = stock.check()[0]
                     assert first.startswith('OUTDATED  stock.event on "event" (disabled, or enabled otherwise: ')
-                    assert f"pgnotify_gql_insert_stock_event on {part}" in first
+                    assert f"pgnotify_gql_insert_stock$event on {part}" in first
                     assert stock.install() == ["stock.event: installed (was OUTDATED)"]
                     stock.run("insert into event values (1), (21); insert into event_3_1 values (22)")
                     assert seen(stock) == [("INSERT", 1), ("INSERT", 21), ("INSERT", 22)]
@@ -788,7 +788,7 @@ class TestPlainInheritance:
         stock.run("insert into late values (1)")
         assert seen(stock) == []
         lines = stock.check()
-        assert lines[0].startswith('OUTDATED  stock.event on "event" (lacks pgnotify_gql_insert_stock_event on late, ')
+        assert lines[0].startswith('OUTDATED  stock.event on "event" (lacks pgnotify_gql_insert_stock$event on late, ')
         stock.install()
         stock.run("update late set note = 'x'; truncate late")
         assert seen(stock) == [("UPDATE", 1), ("TRUNCATE", None)]

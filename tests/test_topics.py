@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, User
+from django.db import models
 
 from example.conversations.models import Conversation, Message
 from pgnotify_gql.capture.kinds import Kind
-from pgnotify_gql.capture.registry import registry
+from pgnotify_gql.capture.registry import make_watch, registry
 from pgnotify_gql.errors import TopicError
 from pgnotify_gql.hub.topics import Topic, TopicIndex
 from pgnotify_gql.journal.change import Change, JournalRow
 from tests.support.feed import CONVERSATION, MESSAGE
+from tests.support.watched import make_model
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -189,6 +191,23 @@ def test_a_change_journaled_before_the_column_was_captured_reaches_everybody_who
     index = index_of(one=Topic(Message, conversation=1), two=Topic(Message, conversation=2))
     assert sorted(index.find(change(Kind.UPDATE, "[[[1]]]"))) == ["one", "two"]
     assert sorted(index.find(change(Kind.INSERT, '[[[1], null, {"text": "x"}]]'))) == ["one", "two"]
+
+
+def test_json_that_cannot_be_looked_up_reaches_nobody_who_waits_for_something_else() -> None:
+    """An object in a JSON column is unhashable; it must not keep the change from those who wait for all."""
+    model = make_model("Parcel", "parcel", data=models.JSONField())
+    watch = make_watch(model, columns=["data"])
+    registry.add(watch)
+    try:
+        index = index_of(all=Topic(model), text=Topic(model, data="x"))
+        for rows, found in (
+            ('[[[1], null, {"data": {"a": [1]}}]]', ["all"]),
+            ('[[[1], null, {"data": "x"}]]', ["all", "text"]),
+        ):
+            (only,) = JournalRow(1, 1, watch.label, Kind.INSERT, rows, AT).changes(watch)
+            assert sorted(index.find(only)) == found
+    finally:
+        registry.remove(watch.label)
 
 
 def test_a_waiter_with_several_matching_topics_is_found_once() -> None:

@@ -149,7 +149,7 @@ class TestFields:
             (Item,),
             {"__module__": __name__, "Meta": type("Meta", (), {"app_label": "stock", "proxy": True})},
         )
-        assert [field.name for field in Watch(proxy, "__all__").fields] == ["id", "name", "version", "note"]
+        assert [field.name for field in Watch(proxy, "__all__").fields] == ["id", "name", "note", "version"]
 
 
 class TestRendering:

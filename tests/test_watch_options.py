@@ -8,12 +8,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, models
+from django.db import connection, models, transaction
 from django.db.models import Exists, F, OuterRef, Q
 
 from pgnotify_gql.capture import Kind, notify_on_model_changes
 from pgnotify_gql.capture.installer import plan_install
 from pgnotify_gql.capture.registry import make_watch
+from pgnotify_gql.capture.render import render
 from pgnotify_gql.errors import TableMissingError, WatchError
 from tests.support.databases import Database
 from tests.support.watched import ITEM_SQL, Item, WatchedTable, install, make_model
@@ -281,6 +282,13 @@ class TestRefusedConditions:
         (error,) = plan_install(connection, [make_watch(model, condition=Q(name="x"))]).errors
         assert str(error).endswith("name is of type citext, whose operators an extension brings")
 
+    def test_trying_a_condition_leaves_nothing_set_in_the_transaction_around_it(self, database: Database) -> None:
+        database.connect().execute(ITEM_SQL)
+        with transaction.atomic(), connection.cursor() as cursor:
+            assert plan_install(connection, [make_watch(Item, condition=Q(version=1))]).errors == []
+            cursor.execute("show search_path")
+            assert cursor.fetchone() == ('"$user", public',)
+
     def test_an_enum_and_an_array_may_be_compared(self, database: Database) -> None:
         database.connect().execute(
             "create type mood as enum ('glad', 'sad'); create table item (id int primary key, name mood)"
@@ -333,6 +341,16 @@ class TestDeclarations:
         watch = make_watch(Item, **columns | {option: ["colour"]})
         (error,) = plan_install(connection, [watch]).errors
         assert str(error).startswith("the watch of stock.item names the column 'colour', which its table does not have")
+
+    def test_all_columns_are_the_same_watch_in_whatever_order_the_model_has_them(self) -> None:
+        """A model as migrations know it has a field that was added later at the end."""
+        fields: dict[str, Any] = {"b": models.IntegerField(), "a": models.TextField()}
+        backwards = dict(reversed(fields.items()))
+        digests = {
+            render(make_watch(make_model("Thing", "thing", **order), columns="__all__")).digest
+            for order in (fields, backwards)
+        }
+        assert len(digests) == 1
 
     def test_an_empty_condition_is_none(self) -> None:
         assert make_watch(Item, condition=Q()).condition is None

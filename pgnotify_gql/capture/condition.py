@@ -87,6 +87,8 @@ def require_evaluable(watch: Watch, connection: BaseDatabaseWrapper, oid: int, e
             cursor.execute("select %s::regclass::text", [oid])
             (table,) = cursor.fetchone()
             cursor.execute(f"select from {table} as pgn where ({expression}) limit 0")
+            # Within somebody's transaction the search_path would stay.
+            transaction.set_rollback(True, using=connection.alias)
     except DatabaseError as error:
         raise _refused(watch, " ".join(str(error).split())) from error
 

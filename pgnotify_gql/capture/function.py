@@ -91,7 +91,7 @@ class TriggerFunction:
         create = template("capture_v1.sql").format(
             function=sql.Identifier(names.SCHEMA, name),
             settings=self._settings(),
-            tag=sql.SQL(_tag(_text(branches))),
+            tag=sql.SQL(dollar_quotes(_text(branches))),
             suppressed=sql.Literal(SUPPRESSED),
             branches=branches,
             bell=_bell() if self.rings else sql.SQL(""),
@@ -279,7 +279,7 @@ def _array(parts: Sequence[sql.Composable]) -> sql.Composed:
     return sql.SQL("pg_catalog.json_build_array({})").format(sql.SQL(", ").join(parts))
 
 
-def _tag(body: str) -> str:
+def dollar_quotes(body: str) -> str:
     """Return dollar quotes that do not occur in the body: names of columns may contain anything."""
     tag = "pgnotify_gql"
     while f"${tag}$" in body:

@@ -211,7 +211,7 @@ def _install_step(target: _Target, present: Sequence[InstalledTrigger], kept: Co
     if not current:
         statements.append(bind(capture.create_function, target.relation.oid))
     for trigger in differing.values():
-        statements += [trigger.create, _comment(trigger, capture), *_enable_always(trigger, watch)]
+        statements += trigger.statements
     statements += [_drop_trigger(t) for t in surplus]
     statements += [_drop_function(name) for name in sorted({t.function for t in present}.difference(kept))]
     status = Status.OUTDATED if present else Status.MISSING
@@ -274,21 +274,6 @@ def _difference(target: _Target, present: Sequence[InstalledTrigger]) -> str:
     if parts:
         return "; ".join(parts)
     return "made by another version of the watch or of this package"
-
-
-def _comment(trigger: Trigger, capture: Capture) -> str:
-    return _sql(
-        "comment on trigger {} on {} is {}",
-        sql.Identifier(trigger.name), sql.SQL(trigger.table), sql.Literal(capture.comment),
-    )  # fmt: skip
-
-
-def _enable_always(trigger: Trigger, watch: Watch) -> list[str]:
-    if not watch.replicated:
-        return []
-    return [
-        _sql("alter table {} enable always trigger {}", sql.SQL(trigger.table), sql.Identifier(trigger.name)),
-    ]
 
 
 def _drop_trigger(trigger: InstalledTrigger) -> str:

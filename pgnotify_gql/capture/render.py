@@ -8,7 +8,9 @@ the same watch of the same kind of table renders to the same digest everywhere.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 from psycopg import sql
 
@@ -30,12 +32,12 @@ TRANSITIONS = {
 
 @dataclass(frozen=True)
 class Trigger:
-    """One trigger: its name, its table, and the statement that creates or replaces it."""
+    """One trigger: its name, its table, and the statements that create or replace it."""
 
     name: str
     kind: Kind
     table: str
-    create: str
+    statements: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ class Capture:
             level=sql.SQL("row" if self.by_row and kind is not Kind.TRUNCATE else "statement"),
             function=sql.Identifier(names.SCHEMA, self.function),
         )
-        return Trigger(name, kind, table, create.as_string(None))
+        statements = [create, _statement("comment on trigger {} on {} is {}", name, table, sql.Literal(self.comment))]
+        if self.watch.replicated:
+            statements.append(_statement("alter table {1} enable always trigger {0}", name, table))
+        return Trigger(name, kind, table, [statement.as_string(None) for statement in statements])
 
 
 def render(watch: Watch, *, condition: str | None = None, rings: bool = True, by_row: bool = False) -> Capture:
@@ -81,3 +86,7 @@ def render(watch: Watch, *, condition: str | None = None, rings: bool = True, by
     digest = hashlib.sha256(f"{function.create('capture')} {watch.replicated}".encode()).hexdigest()[:16]
     name = names.function_name(watch.label, digest)
     return Capture(watch, by_row, name, function.create(name), digest)
+
+
+def _statement(text: LiteralString, trigger: str, table: str, *others: sql.Composable) -> sql.Composed:
+    return sql.SQL(text).format(sql.Identifier(trigger), sql.SQL(table), *others)

@@ -8,19 +8,17 @@ What they have in common with the installer is what they leave behind: the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
 from .catalog import Relation
 from .condition import condition_sql, require_evaluable
-from .function import UNBOUND, triggered_kinds
+from .function import UNBOUND, dollar_quotes, triggered_kinds
 from .kinds import Kind
-from .render import Capture, Trigger, render
+from .render import render
 from .templates import template
 from .watch import Watch
 
@@ -47,15 +45,14 @@ def make_script(connection: BaseDatabaseWrapper, watch: Watch, relation: Relatio
     """Return the SQL of a watch on its table, which may be an imagined one.  Raises WatchError."""
     condition = None if watch.condition is None else condition_sql(watch, connection)
     if condition is not None and relation.oid != NO_OID:
-        with _undone(connection):
-            require_evaluable(watch, connection, relation.oid, condition)
+        require_evaluable(watch, connection, relation.oid, condition)
     capture = render(watch, condition=condition, rings=rings, by_row=relation.has_relatives or watch.replicated)
     names: list[str] = []
     statements = [_bound(capture.create_function, relation.table) if capture.by_row else capture.create_function]
     for kind in triggered_kinds(watch):
         spread = _is_spread(relation, kind)
         trigger = capture.trigger(kind, "%s" if spread else relation.table)
-        made = _make(trigger, capture)
+        made = trigger.statements
         statements += [_spread(made, relation.table)] if spread else made
         names.append(trigger.name)
     statements.append(_tidy(watch.label, relation.table, names))
@@ -65,14 +62,6 @@ def make_script(connection: BaseDatabaseWrapper, watch: Watch, relation: Relatio
 def removal(label: str, table: str) -> list[str]:
     """Return the statements that remove a watch from its table, whatever version of it is there."""
     return [_tidy(label, table, [])]
-
-
-@contextmanager
-def _undone(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Take back what is set for a transaction: an atomic migration goes on, and must find its tables as before."""
-    with transaction.atomic(using=connection.alias):
-        yield
-        transaction.set_rollback(True, using=connection.alias)
 
 
 def retargeted(statements: Sequence[str], old: str, new: str) -> list[str]:
@@ -93,15 +82,6 @@ def _is_spread(relation: Relation, kind: Kind) -> bool:
     """Return whether each descendant of a table needs a trigger of its own."""
     # PostgreSQL clones row-level triggers to partitions, but neither to tables that inherit nor for TRUNCATE.
     return relation.has_relatives and (kind is Kind.TRUNCATE or not relation.partitioned)
-
-
-def _make(trigger: Trigger, capture: Capture) -> list[str]:
-    name, table = sql.Identifier(trigger.name), sql.SQL(trigger.table)
-    comment = sql.SQL("comment on trigger {} on {} is {}").format(name, table, sql.Literal(capture.comment))
-    statements = [trigger.create, comment.as_string(None)]
-    if capture.watch.replicated:
-        statements.append(sql.SQL("alter table {} enable always trigger {}").format(table, name).as_string(None))
-    return statements
 
 
 def _bound(create_function: str, table: str) -> str:
@@ -140,7 +120,5 @@ def _do(body: sql.Composed) -> str:
 
 def _quoted(text: str) -> sql.SQL:
     """Return a literal that can be read: between dollar quotes, which do not occur in the text."""
-    tag = "pgnotify_gql"
-    while f"${tag}$" in text:
-        tag += "_"
-    return sql.SQL(f"${tag}$\n{text}\n${tag}$")
+    tag = dollar_quotes(text)
+    return sql.SQL(f"{tag}\n{text}\n{tag}")

@@ -89,7 +89,9 @@ class Watch:
         if self.columns != "__all__":
             return tuple(self._field(name) for name in self.columns)
         excluded = {self._field(name) for name in self.exclude}
-        return tuple(field for field in self.local_fields if field not in excluded and not _is_virtual(field))
+        # By column: a model as migrations know it has its fields in another order, and is to have the same digest.
+        fields = [field for field in self.local_fields if field not in excluded and not _is_virtual(field)]
+        return tuple(sorted(fields, key=column_of))
 
     @cached_property
     def decisive_fields(self) -> tuple[Field[Any, Any], ...]:

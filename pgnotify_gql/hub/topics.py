@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from django.core.exceptions import ValidationError
@@ -124,7 +125,9 @@ class TopicIndex(Generic[T]):
         found: dict[T, None] = {}
         for columns, by_values in self._waiting.get(change.model_label, {}).items():
             for values in _values_of(change, columns, by_values):
-                found.update(by_values.get(values, {}))
+                # A JSON column may hold what cannot be looked up, and so equals nothing that somebody waits for.
+                with suppress(TypeError):
+                    found.update(by_values.get(values, {}))
         return list(found)
 
 
