@@ -34,8 +34,10 @@ from pgnotify_gql.capture.registry import Registry
 from pgnotify_gql.capture.registry import registry as watches
 from pgnotify_gql.errors import CursorError
 from pgnotify_gql.journal import JournalRow, Snapshot
+from pgnotify_gql.journal.bookmark import Bookmark
 from pgnotify_gql.journal.change import Source
-from pgnotify_gql.journal.tail import Bookmark, Sighting, Tail
+from pgnotify_gql.journal.sighting import Sighting
+from pgnotify_gql.journal.tail import Tail
 from pgnotify_gql.management import sightings
 from tests.support.databases import Database, migrated_template, new_database
 from tests.support.feed import (

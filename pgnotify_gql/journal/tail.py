@@ -12,23 +12,22 @@ session that the server ends meanwhile is opened again.
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, LiteralString, Self
+from typing import LiteralString, Self
 
 import psycopg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from ..capture.kinds import ALL_KINDS, Kind
 from ..errors import CursorError, CursorTooOldError, JournalMissingError
-from .change import Change, JournalRow, Source
+from .bookmark import Bookmark
+from .change import JournalRow, Source
 from .reader import Batch, Connection, current_snapshot, is_captured, read_new, require_complete, require_journal
-from .snapshot import Position, Snapshot
+from .sighting import Sighting, decoded
+from .snapshot import Snapshot
 
 POLL_INTERVAL = 0.1
 """Seconds between two reads."""
@@ -51,112 +50,8 @@ SINCE: LiteralString = """
     from pgnotify_gql.journal
 """
 
-_SNAPSHOT = r"[0-9]{1,20}:[0-9]{1,20}:(?:[0-9]{1,20}(?:,[0-9]{1,20})*)?"
-_BOOKMARK = re.compile(rf"({_SNAPSHOT})(?:/({_SNAPSHOT})/([0-9]{{1,19}})/([0-9]{{1,9}}))?")
-
-
-@dataclass(frozen=True)
-class Bookmark:
-    """
-    Where a tail stands: at a cursor, or in the middle of the batch that follows it.
-
-    Seen is what `before` sees; and of what `after` sees besides, the rows below `id` and of row `id` the first `taken`
-    changes.  Written as ``before``, or as ``before/after/id/taken``.
-    """
-
-    before: Snapshot
-    after: Snapshot = field(default=Snapshot(0, 0))
-    id: int = 0
-    taken: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Bookmark:
-        """Return the bookmark that was written.  Raises CursorError."""
-        match = _BOOKMARK.fullmatch(text)
-        if match is None:
-            raise CursorError(f"not a cursor: {text[:80]!r}")
-        before, after, row_id, taken = match.groups()
-        if after is None:
-            return cls(_snapshot(before))
-        return cls(_snapshot(before), _snapshot(after), int(row_id), int(taken))
-
-    def __str__(self) -> str:
-        inside = f"/{self.after}/{self.id}/{self.taken}" if self.after.xmax else ""
-        return f"{self.before}{inside}"
-
-    def includes(self, row: JournalRow) -> bool:
-        """Return whether the whole row has been taken."""
-        return Position(self.before, self.after, self.id - 1).includes(row.xid, row.id)
-
-    def begun(self, row: JournalRow) -> int:
-        """Return how many changes of a row that is not included have been taken."""
-        return self.taken if row.id == self.id and self.after.sees(row.xid) else 0
-
-
-def _snapshot(text: str) -> Snapshot:
-    snapshot = Snapshot.parse(text)
-    if snapshot.xmin > snapshot.xmax or any(not snapshot.xmin <= xid < snapshot.xmax for xid in snapshot.xip):
-        raise CursorError(f"not a snapshot: {text[:80]!r}")
-    return snapshot
-
-
 Since = Bookmark | datetime | timedelta | None
 """Where to begin: a bookmark, a time with a zone, how long ago, or now."""
-
-
-@dataclass(frozen=True)
-class RawSource:
-    """Stands in for a watch that this process does not have: values are what JSON gives."""
-
-    label: str
-
-    def pk(self, key: Sequence[Any]) -> Any:
-        return key[0] if len(key) == 1 else tuple(key)
-
-    def keys(self, pk: Any) -> Mapping[str, Any]:
-        return {}
-
-    def values(self, image: Mapping[str, Any]) -> Mapping[str, Any]:
-        return image
-
-    def instance(self, image: Mapping[str, Any]) -> Any:
-        return None
-
-    def fetch(self, pk: Any) -> Any:
-        return None
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """
-    A change and how it was seen.
-
-    `change` is None where `problem` says why it cannot be decoded; `row` is then all there is.  `seen` is a time of
-    the server's clock.  `bookmark` is where to go on after it; `known` is False where this process has no watch of
-    the model.
-    """
-
-    row: JournalRow
-    change: Change | None
-    problem: str
-    known: bool
-    seen: datetime
-    bookmark: Bookmark
-
-    @property
-    def key(self) -> Any:
-        """Return the primary key, raw where the watch has no meaning for it; None for TRUNCATE."""
-        change = self.change
-        if change is None or change.pk is not None or change.kind is Kind.TRUNCATE:
-            return change and change.pk
-        # Made by triggers for another key than the watch has.
-        return RawSource(self.row.label).pk(json.loads(self.row.rows)[change.index][0])
-
-    @property
-    def delay(self) -> float:
-        """Return the seconds from the statement to our seeing it."""
-        # The clocks are compared once a connection, to half a round trip.
-        return max(0.0, (self.seen - self.row.at).total_seconds())
 
 
 class Tail:
@@ -371,14 +266,15 @@ class Tail:
         """Yield what is to be shown of a batch; after the last of it, the next cursor is the bookmark."""
         rows = [row for row in batch.rows if self._wanted(row)]
         for row in rows:
-            known, decoded = self._decoded(row)
+            source = self._source(row.label)
+            found = decoded(row, source)
             begun = max(bookmark.begun(row) for bookmark in self._bookmarks)
-            for taken, (change, problem) in enumerate(decoded[begun:], begun + 1):
-                if batch.last and row is rows[-1] and taken == len(decoded):
+            for taken, (change, problem) in enumerate(found[begun:], begun + 1):
+                if batch.last and row is rows[-1] and taken == len(found):
                     bookmark = Bookmark(batch.after)
                 else:
                     bookmark = self._inside(batch, row, taken)
-                yield Sighting(row, change, problem, known, seen, bookmark)
+                yield Sighting(row, change, problem, source is not None, seen, bookmark)
 
     def _inside(self, batch: Batch, row: JournalRow, taken: int) -> Bookmark:
         # A row that was committed late may come below one that was taken before; whoever goes on from the higher of
@@ -403,26 +299,6 @@ class Tail:
             and (row.at >= self._begin or not self._begun_at.sees(row.xid))
             and not any(bookmark.includes(row) for bookmark in self._bookmarks)
         )
-
-    def _decoded(self, row: JournalRow) -> tuple[bool, list[tuple[Change | None, str]]]:
-        source = self._source(row.label)
-        try:
-            changes = row.changes(source or RawSource(row.label))
-        except Exception as error:  # whatever it is: a tail is there to show it
-            return source is not None, [(None, _reason(error))]
-        return source is not None, [_examined(change) for change in changes]
-
-
-def _examined(change: Change) -> tuple[Change | None, str]:
-    try:
-        change.old, change.new, change.changed  # noqa: B018  (decodes the images, which is otherwise put off)
-    except Exception as error:  # as above
-        return None, _reason(error)
-    return change, ""
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 async def _clock_difference(connection: Connection) -> timedelta:

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from ..capture.kinds import Kind
 from ..journal.change import Change
-from ..journal.tail import Sighting
+from ..journal.sighting import Sighting
 
 ROLES = {Kind.INSERT: "SUCCESS", Kind.UPDATE: "WARNING", Kind.DELETE: "ERROR", Kind.TRUNCATE: "ERROR"}
 """The roles of Django's palettes in which kinds are shown, so that DJANGO_COLORS changes them."""

@@ -27,7 +27,9 @@ from ...capture.kinds import ALL_KINDS, Kind
 from ...capture.registry import registry
 from ...conf import NAME, Settings, database_conninfo, get_settings
 from ...errors import CursorError, PgnotifyGqlError
-from ...journal.tail import Bookmark, Sighting, Since, Tail
+from ...journal.bookmark import Bookmark
+from ...journal.sighting import Sighting
+from ...journal.tail import Since, Tail
 from ...listener import connect
 from ..options import add_database
 from ..sightings import as_json, as_text
