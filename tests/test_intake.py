@@ -362,7 +362,7 @@ STEPS = st.lists(
 def test_every_change_after_joining_is_taken_once_and_in_order_whatever_the_layer_does(
     steps: Sequence[tuple[str, int, int]], joins_at: int, parts: int
 ) -> None:
-    """Messages are lost, doubled, reordered and late; leaders crash; transactions end in any order; databases forget."""
+    """Messages are lost, doubled, reordered, late; leaders crash; databases forget; transactions end in any order."""
     world = World(parts)
     for number, (step, which, key) in enumerate(steps):
         if number == joins_at:

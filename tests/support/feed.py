@@ -117,6 +117,7 @@ class Room:
     """A conversation with its author, and a connection that writes messages into it."""
 
     def __init__(self, database: Database) -> None:
+        self.database = database
         self.connection = database.connect()
         self.author = self._new(
             "insert into auth_user (username, password, is_superuser, first_name, last_name, email, is_staff,"
