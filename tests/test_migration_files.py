@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db import connection, models
 from django.db.models import Q
@@ -435,6 +436,13 @@ class TestRefusals:
     def test_an_application_without_a_migration_yet(self, files: Path) -> None:
         (files / "0001_initial.py").unlink()
         assert failure() == "conversations has no migration yet: run `manage.py makemigrations conversations` first"
+
+    def test_an_application_that_was_installed(self, registry: Registry) -> None:
+        """Its folder is the environment's, and the file would be gone with the next one."""
+        change(registry, Watch(User))
+        sentence = failure(app="auth")
+        assert sentence.startswith("the migrations of auth are installed in ")
+        assert "not yours to write" in sentence
 
     def test_an_application_without_a_watch(self) -> None:
         assert failure(app="auth") == (

@@ -100,7 +100,7 @@ class TestRefusals:
         )
 
     def test_a_relation_without_a_column_is_no_column(self) -> None:
-        with pytest.raises(WatchError, match="names the column 'user_permissions'"):
+        with pytest.raises(WatchError, match=r"a table of its own: watch User\.user_permissions\.through"):
             render(Watch(User, ("user_permissions",)))
 
 

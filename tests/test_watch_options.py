@@ -274,6 +274,12 @@ class TestRefusedConditions:
         with pytest.raises(WatchError, match=reason):
             raise error
 
+    def test_a_value_that_the_field_does_not_take_is_refused(self, database: Database) -> None:
+        database.connect().execute(ITEM_SQL)
+        model = make_model("Item", "item", version=models.DecimalField(max_digits=5, decimal_places=2))
+        (error,) = plan_install(connection, [make_watch(model, condition=Q(version="many"))]).errors
+        assert str(error).endswith("“many” value must be a decimal number.")
+
     @pytest.mark.postgres("15")  # the other server comes without extensions
     def test_a_column_whose_operators_an_extension_brings_is_refused(self, database: Database) -> None:
         """In the fixed search_path of the trigger function, citext would be compared as text, case and all."""
@@ -334,6 +340,18 @@ class TestDeclarations:
     def test_options_that_contradict_each_other_are_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(WatchError, match=message):
             notify_on_model_changes(Item, **options)
+
+    def test_an_option_that_is_not_there_is_refused_with_the_nearest_one(self) -> None:
+        with pytest.raises(
+            TypeError, match=r"notify_on_model_changes\(\) has no option 'column': did you mean columns="
+        ):
+            notify_on_model_changes(Item, column=["name"])  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="has no option 'zzz': it takes columns, exclude, kinds"):
+            notify_on_model_changes(zzz=1)  # type: ignore[call-overload]
+
+    def test_what_is_no_list_of_names_is_refused(self) -> None:
+        with pytest.raises(WatchError, match="columns=7: give a list of names"):
+            notify_on_model_changes(Item, columns=7)  # type: ignore[call-overload]
 
     @pytest.mark.parametrize("option", ["columns", "exclude", "update_of"])
     def test_unknown_names_are_refused_whatever_they_are_for(self, database: Database, option: str) -> None:

@@ -11,7 +11,7 @@ writes (a division by zero, a column that was dropped) does not fail the write, 
 
 from __future__ import annotations
 
-from django.core.exceptions import EmptyResultSet, FieldError, FullResultSet
+from django.core.exceptions import EmptyResultSet, FieldError, FullResultSet, ValidationError
 from django.db import DatabaseError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Subquery
@@ -70,6 +70,8 @@ def resolve_condition(watch: Watch) -> WhereNode:
         where: WhereNode = Query(watch.model, alias_cols=False).build_where(condition)
     except (FieldError, TypeError, ValueError) as error:
         raise _refused(watch, str(error)) from error
+    except ValidationError as error:
+        raise _refused(watch, " ".join(error.messages)) from error
     return where
 
 

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from django.db import transaction
+from django.db import ProgrammingError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg import sql
+from psycopg import errors, sql
 
 from .. import names
-from ..errors import PgnotifyGqlError, WatchError
+from ..errors import InstallError, PgnotifyGqlError, WatchError
 from . import catalog
 from .catalog import ALWAYS, InstalledTrigger, Relation, Status
 from .condition import condition_sql, require_evaluable
@@ -142,12 +142,21 @@ def execute(
     """
     Run a step's statements in one transaction, again when a lock was not to be had.
 
-    `waiting` is called with the number of the try that failed.  Raises InstallError after the last try.
+    `waiting` is called with the number of the try that failed.  Raises InstallError after the last try, and when the
+    role may not make triggers on the table.
     """
-    try_again(
-        lambda: _run(connection, step, lock_timeout),
-        table=step.table, lock_timeout=lock_timeout, attempts=attempts, waiting=waiting,
-    )  # fmt: skip
+    try:
+        try_again(
+            lambda: _run(connection, step, lock_timeout),
+            table=step.table, lock_timeout=lock_timeout, attempts=attempts, waiting=waiting,
+        )  # fmt: skip
+    except ProgrammingError as error:
+        if not isinstance(error.__cause__, errors.InsufficientPrivilege):
+            raise
+        raise InstallError(
+            f"the triggers of {step.label} on {step.table} are as they were: {' '.join(str(error).split())}; "
+            "connect as the owner of the table, who may also create functions in the schema pgnotify_gql"
+        ) from error
     logger.info("triggers of %s on %s brought in step", step.label, step.table)
 
 

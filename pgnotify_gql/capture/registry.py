@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -18,6 +19,9 @@ from .kinds import ALL_KINDS, Kind
 from .watch import Columns, Watch
 
 M = TypeVar("M", bound=type[Model])
+
+OPTIONS = ("columns", "exclude", "kinds", "update_of", "condition", "replicated")
+"""What a watch can be told."""
 
 
 class Registry:
@@ -95,6 +99,7 @@ def notify_on_model_changes(model: M | None = None, **options: Any) -> M | Calla
     otherwise.  Unknown columns are found by the system checks, once all models are loaded, and conditions that
     PostgreSQL cannot evaluate when triggers are installed.
     """
+    require_options(options, "notify_on_model_changes()")
     if model is None:
         return partial(_watch, **options)
     return _watch(model, **options)
@@ -135,6 +140,15 @@ def make_watch(
     return watch
 
 
+def require_options(options: Iterable[str], taker: str) -> None:
+    """Raise TypeError, with advice, unless these are options of a watch."""
+    for option in options:
+        if option not in OPTIONS:
+            close = get_close_matches(option, OPTIONS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}=?" if close else f"it takes {', '.join(OPTIONS)}"
+            raise TypeError(f"{taker} has no option '{option}': {hint}")
+
+
 def _contradiction(watch: Watch) -> str:
     if watch.exclude and watch.columns != "__all__":
         return 'exclude= without columns="__all__": leave the columns out of columns= instead'
@@ -149,7 +163,12 @@ def _names(option: str, names: Iterable[str], model: type[Model]) -> tuple[str, 
     if isinstance(names, str):
         every = ', or "__all__"' if option == "columns" else ""
         raise WatchError(f"the watch of {model._meta.label_lower} has {option}='{names}': give a list of names{every}")
-    return tuple(names)
+    try:
+        return tuple(names)
+    except TypeError as error:
+        raise WatchError(
+            f"the watch of {model._meta.label_lower} has {option}={names!r}: give a list of names"
+        ) from error
 
 
 def _kinds(kinds: Iterable[Kind | str] | None, model: type[Model]) -> frozenset[Kind]:

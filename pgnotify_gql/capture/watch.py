@@ -204,6 +204,11 @@ class Watch:
             field = self.model._meta.get_field(name)
         except FieldDoesNotExist as error:
             raise WatchError(self._unknown(name)) from error
+        if field.many_to_many:
+            raise WatchError(
+                f"the watch of {self.label} names '{name}', which is a table of its own: "
+                f"watch {self.model.__name__}.{name}.through"
+            )
         if field not in self.local_fields:
             raise WatchError(self._unknown(name))
         return field

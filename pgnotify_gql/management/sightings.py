@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime, time
 from typing import Any
 
 from django.core.management.color import Style
@@ -30,6 +31,8 @@ class ValueEncoder(DjangoJSONEncoder):
     def default(self, o: Any) -> Any:
         if isinstance(o, (bytes, memoryview)):
             return f"\\x{bytes(o).hex()}"
+        if isinstance(o, datetime | time):
+            return o.isoformat()  # Django's encoder leaves out the microseconds
         try:
             return super().default(o)
         except TypeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Command(BaseCommand):
             "--dry-run", action="store_true", help="print the SQL that would be run, or the migration, and do nothing"
         )
         parser.add_argument("--check", action="store_true", help="exit 1 and list what differs, change nothing")
-        parser.add_argument("--json", action="store_true", help="print the status of each table as JSON")
+        parser.add_argument("--json", action="store_true", help="print the status of each table afterwards as JSON")
         parser.add_argument(
             "--migration", metavar="APP",
             help="run nothing, but write a migration of this application with the SQL of its watches",
@@ -60,6 +61,8 @@ class Command(BaseCommand):
         """Install, or tell about it; return what is wrong."""
         if options["name"]:
             raise CommandError("--name is that of a migration: say --migration APP as well")
+        if options["json"] and options["dry_run"]:
+            raise CommandError("--json tells about triggers, --dry-run prints SQL: choose one")
         plan = make_plan(connections[options["database"]], registry)
         problems = [str(error) for error in plan.errors]
         if options["dry_run"]:
@@ -87,7 +90,7 @@ class Command(BaseCommand):
         say = self._nothing if as_json else self._say
         failures = install(plan, lock_timeout, say=say, warn=self.stderr.write)
         if as_json:
-            self._report(plan, as_json=True)
+            self._report(make_plan(connections[plan.database], registry), as_json=True)
         elif not plan.steps and not plan.errors:
             self._say("No model is watched: call notify_on_model_changes() on the models to capture.")
         elif plan.steps and not plan.pending:
@@ -123,6 +126,11 @@ class Command(BaseCommand):
             self._say(f"No changes, {', '.join(dict.fromkeys(migration.present))} has them")
             return []
         path = migration.path(name)
+        if any(path.is_relative_to(sysconfig.get_path(scheme)) for scheme in ("purelib", "platlib")):
+            raise CommandError(
+                f"the migrations of {migration.app_label} are installed in {path.parent} and not yours to write: bring "
+                "its triggers in step with `manage.py install_triggers`, or with INSTALL_ON_MIGRATE"
+            )
         if options["dry_run"]:
             self.stdout.write(migration.text())
         else:
