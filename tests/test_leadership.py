@@ -61,7 +61,9 @@ async def test_each_term_has_a_later_epoch_and_the_cursor_stored_last(database: 
         first, _ = await begin_epoch(connection)
         cursor = Snapshot(5, 9, (5, 7))
         await store_relayed(connection, first, cursor)
-        assert await begin_epoch(connection) == (first + 1, cursor)
+        second, stored = await begin_epoch(connection)
+        assert second > first
+        assert stored == cursor
 
 
 async def test_a_leader_with_a_lease_is_followed_when_it_resigns_or_its_lease_has_run_out(database: Database) -> None:
@@ -196,7 +198,9 @@ async def test_a_leader_that_was_replaced_gives_way(
         await first.until(lambda: len(first.heartbeats) >= 2)
         epoch, _ = await begin_epoch(usurper)
         room.say("one")
-        await eventually(lambda: f"lost the leadership of database default: epoch {epoch - 1} is over" in caplog.text)
+        await eventually(
+            lambda: f"lost the leadership of database default: epoch {first.epochs[0]} is over" in caplog.text
+        )
         await first.until(lambda: len(first.epochs) == 2)
         assert first.epochs[1] > epoch
 

@@ -227,7 +227,8 @@ async def test_its_backend_is_terminated_in_the_middle_of_a_burst_and_all_arrive
             await writing
             await recorder.has(f"edit {wave}-199")
     assert {f"edit {wave}-{edit}" for wave in range(3) for edit in range(200)} <= set(recorder.texts)
-    assert recorder.epochs == [1, 2, 3, 4]
+    assert len(set(recorder.epochs)) == 4
+    assert recorder.epochs == sorted(recorder.epochs)
     assert caplog.text.count("lost the database") >= 3
     # Seen for the first time in the order of the journal; what comes again is the end of the term before.
     ids = [row.id for row in recorder.rows]
@@ -241,7 +242,8 @@ async def test_a_sleeping_listener_notices_that_its_backend_was_terminated(datab
         terminate(database_triggers, "test leader")
         room.say("while it was away")
         await recorder.has("while it was away")
-    assert recorder.epochs == [1, 2]
+    first, second = recorder.epochs
+    assert first < second
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

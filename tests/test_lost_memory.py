@@ -138,4 +138,3 @@ async def test_a_journal_that_was_restored_into_another_cluster_begins_anew(
         copy.say("in the next term")
         await later.has("in the next term")
     assert later.texts == ["in the next term"]
-

@@ -121,7 +121,7 @@ class TestWriting:
     def test_it_comes_after_the_last_migrations_of_its_application_and_of_the_journal(self, files: Path) -> None:
         write()
         module = importlib.import_module(f"{files.name}.0002_install_triggers")
-        assert module.Migration.dependencies == [(APP, "0001_initial"), ("pgnotify_gql", "0001_journal")]
+        assert module.Migration.dependencies == [(APP, "0001_initial"), ("pgnotify_gql", "0002_cluster")]
         assert not module.Migration.atomic
 
     def test_a_name_may_be_chosen(self, files: Path) -> None:

@@ -49,7 +49,7 @@ async def test_a_pooler_is_named_in_the_log_and_then_polled(
             room.say(f"message {number}")
             await recorder.has(f"message {number}")
         assert lock_holders(database, names.AWAKE_LOCK) == []
-    assert recorder.epochs == [1]
+    assert len(recorder.epochs) == 1
 
 
 async def test_changes_arrive_while_the_pooler_moves_the_listener_between_servers(
@@ -100,7 +100,8 @@ async def test_a_listener_behind_a_pooler_leaves_nothing_that_keeps_the_next_fro
         async with leading(database, recorder, dsn=pooler.conninfo, timing=POLLED):
             room.say(f"message {number}")
             await recorder.has(f"message {number}")
-    assert recorder.epochs == [1, 2]
+    first, second = recorder.epochs
+    assert first < second
     assert lock_holders(database, names.LEADER_LOCK) == []
 
 

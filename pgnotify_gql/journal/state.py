@@ -21,6 +21,10 @@ from .snapshot import Snapshot
 
 logger = logging.getLogger("pgnotify_gql.journal")
 
+# By the clock, and not by a sequence or by the last one alone: an epoch that a database has lost, after an unclean
+# failover, must not be given out again, or hubs would take the new leader's messages for the old one's.
+NEXT_EPOCH: LiteralString = "greatest(epoch + 1, (extract(epoch from clock_timestamp()) * 1000)::bigint)"
+
 # A replica that is promoted, and a cluster that was restored from a physical backup, keep their identifier.
 CLUSTER: LiteralString = """
     select coalesce(s.cluster, ''), c.system_identifier::text
@@ -81,7 +85,7 @@ async def join(connection: Connection) -> Joined:
 async def begin_epoch(connection: Connection) -> tuple[int, Snapshot]:
     """Begin a term of leadership; return its epoch and the cursor up to which earlier leaders relayed."""
     result = await connection.execute(
-        "update pgnotify_gql.journal_state set epoch = nextval('pgnotify_gql.epoch') returning epoch, relayed::text"
+        f"update pgnotify_gql.journal_state set epoch = {NEXT_EPOCH} returning epoch, relayed::text"
     )
     found = await result.fetchone()
     assert found is not None, "the migration inserts the row"
@@ -91,7 +95,7 @@ async def begin_epoch(connection: Connection) -> tuple[int, Snapshot]:
 async def begin_epoch_after(connection: Connection, seconds: float) -> tuple[int, Snapshot] | None:
     """Begin a term of leadership, unless a leader has stored its cursor within so many seconds: then return None."""
     result = await connection.execute(
-        "update pgnotify_gql.journal_state set epoch = nextval('pgnotify_gql.epoch'), relayed_at = clock_timestamp() "
+        f"update pgnotify_gql.journal_state set epoch = {NEXT_EPOCH}, relayed_at = clock_timestamp() "
         "where relayed_at < clock_timestamp() - make_interval(secs => %s) returning epoch, relayed::text",
         [seconds],
     )
