@@ -345,7 +345,10 @@ async def test_with_one_step_left_out_a_writer_is_left_waiting(
 # At random.
 
 ROUNDS_SECONDS = 8.0
-"""How long writers keep arriving."""
+"""How long writers keep arriving at least."""
+
+ROUNDS_SECONDS_AT_MOST = 60.0
+"""A busy machine takes longer to meet as many writers on the way to sleep as the test asks for."""
 
 WRITERS = 4
 
@@ -416,8 +419,15 @@ async def test_writers_arriving_while_the_listener_falls_asleep_never_wait_for_t
     try:
         async with leading(database_triggers, recorder, timing=RARELY):
             doorbell = Watched.current
-            end = time.monotonic() + ROUNDS_SECONDS
-            while time.monotonic() < end:
+            started = time.monotonic()
+
+            def met_enough() -> bool:
+                """It did fall asleep, and met writers on the way there."""
+                return len(expected) > 1000 and doorbell.slept > 200 and doorbell.drowsed > 50
+
+            while (elapsed := time.monotonic() - started) < ROUNDS_SECONDS or (
+                elapsed < ROUNDS_SECONDS_AT_MOST and not met_enough()
+            ):
                 released = doorbell.released
                 await doorbell.until(partial(doorbell.lets_go_after, released))
                 chosen = chance.sample(writers, chance.choice([1, 1, 2, WRITERS]))
@@ -434,7 +444,4 @@ async def test_writers_arriving_while_the_listener_falls_asleep_never_wait_for_t
     assert committed.keys() == recorder.relayed.keys() == expected
     slowest = max(recorder.relayed[text] - at for text, at in committed.items())
     assert slowest < SOON
-    # It did fall asleep, and met writers on the way there.
-    assert len(committed) > 1000
-    assert doorbell.slept > 200
-    assert doorbell.drowsed > 50
+    assert met_enough()
