@@ -590,22 +590,26 @@ class TestConfigurationErrors:
         [record] = caplog.records
         assert "unknown key 'WORKER': did you mean WORKERS?" in record.message
 
-    async def test_a_layer_that_is_away_is_told_in_one_sentence_and_clients_come_back(
+    @override_settings(CHANNEL_LAYERS={"default": {"BACKEND": "no.such.Layer"}})
+    async def test_a_layer_that_cannot_be_made_is_told_in_one_sentence(
         self, application: Application, caplog: pytest.LogCaptureFixture
     ) -> None:
-        channel_layers.set("default", BrokenLayer())
-        assert (await self.closed(application)).code == 1013
+        assert (await self.closed(application)).code == 4500
         [record] = caplog.records
         assert record.exc_info is None
-        assert "while the channel layer fails: OSError('Connection refused')" in record.message
+        assert "sockets cannot be served: Cannot import BACKEND 'no.such.Layer'" in record.message
 
-    async def test_a_socket_is_served_as_soon_as_the_layer_is_back(self, application: Application) -> None:
-        layer = channel_layers.set("default", BrokenLayer())
-        await self.closed(application)
-        channel_layers.set("default", layer)
-        async with open_socket(application) as socket:
-            await socket.init()
-            assert await socket.run("{ hello }") == {"data": {"hello": "world"}}
+
+async def test_a_socket_is_served_while_the_layer_is_away_and_one_sentence_says_so(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel_layers.set("default", BrokenLayer())
+    async with open_socket(application) as socket:
+        await socket.init()
+        assert await socket.run("{ hello }") == {"data": {"hello": "world"}}
+    [record] = caplog.records
+    assert record.exc_info is None
+    assert "the channel layer failed (OSError('Connection refused')); it is tried again" in record.message
 
 
 class TestTheEndOfASocket:

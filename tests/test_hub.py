@@ -18,6 +18,7 @@ from django.test import override_settings
 
 from example.conversations.models import Conversation, Message
 from pgnotify_gql import names
+from pgnotify_gql.errors import JournalMissingError
 from pgnotify_gql.hub import Operation, Topic, current_hub, open_hub
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
@@ -273,15 +274,18 @@ def left_in(hub: Hub) -> tuple[Any, ...]:
 
 
 async def test_a_join_that_fails_leaves_nothing_behind() -> None:
-    class Failing(InMemoryChannelLayer):  # type: ignore[misc]
-        async def group_add(self, group: str, channel: str) -> None:
-            if group == names.model_group(MESSAGE):
-                raise ConnectionError("the layer is away")
-            await super().group_add(group, channel)
+    class Failing(FakeReader):
+        left = 1
 
-    hub = Hub(Failing(), [FakeReader()], Executor(1))
+        async def current(self) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise JournalMissingError("default")
+            return await super().current()
+
+    hub = Hub(InMemoryChannelLayer(), [Failing()], Executor(1))
     await hub.start()
-    with pytest.raises(ConnectionError):
+    with pytest.raises(JournalMissingError):
         await hub.join(Subscriber(Conversation, Message).operation)
     assert left_in(hub) == ({}, {}, {}, {})
     await hub.close()
@@ -648,6 +652,30 @@ async def test_a_change_that_cannot_be_decoded_is_a_resync_and_the_next_one_arri
 
 
 @pytest.mark.postgres("18")
+async def test_a_kind_that_this_version_does_not_know_is_a_resync_and_ends_no_listener(
+    database_triggers: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    room, subscriber, other = Room(database_triggers), Subscriber(Message), Subscriber(Conversation)
+    async with fed(database_triggers, InMemoryChannelLayer()) as (hub, _):
+        await hub.join(subscriber.operation)
+        await hub.join(other.operation)
+        room.say("one")
+        room.connection.execute(
+            "insert into pgnotify_gql.journal (label, kind, rows) values (%s, 'ARCHIVE', '[[[1]]]')", [MESSAGE]
+        )
+        room.say("two")
+        await subscriber.has("one", "two")
+        epoch = feed_of(hub)._intakes[MESSAGE]._epoch
+        room.say("three")
+        await subscriber.has("three")
+        assert feed_of(hub)._intakes[MESSAGE]._epoch == epoch
+    assert subscriber.received == ["one", "two", "three"]
+    assert subscriber.resyncs == ["a change could not be decoded"]
+    assert other.resyncs == []
+    assert "'ARCHIVE' is not a valid Kind" in caplog.text
+
+
+@pytest.mark.postgres("18")
 async def test_a_message_that_makes_no_sense_is_logged_and_the_next_one_is_taken(
     database_triggers: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -667,14 +695,14 @@ async def test_a_message_that_cannot_be_read_is_healed_from_the_journal(database
     layer = InMemoryChannelLayer()
     room, subscriber = Room(database_triggers), Subscriber(Message)
 
-    def with_another_kind(message: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{**message, "rows": [(*row[:2], "MERGE", *row[3:]) for row in message["rows"]]}]
+    def with_half_rows(message: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**message, "rows": [row[:2] for row in message["rows"]]}]
 
     async with fed(database_triggers, layer) as (hub, relay_side):
         await hub.join(subscriber.operation)
         room.say("one")
         await subscriber.has("one")
-        relay_side.fate = with_another_kind
+        relay_side.fate = with_half_rows
         room.say("unreadable")
         await eventually(lambda: relay_side.spoilt)
         relay_side.fate = lambda message: [message]

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -91,8 +92,8 @@ async def test_a_leader_frozen_between_reading_and_relaying_relays_nothing(
 ) -> None:
     frozen: list[Batch] = []
 
-    async def freezing(connection: Connection, cursor: Snapshot) -> AsyncGenerator[Batch, None]:
-        async for batch in read_new(connection, cursor):
+    async def freezing(connection: Connection, cursor: Snapshot, **options: Any) -> AsyncGenerator[Batch, None]:
+        async for batch in read_new(connection, cursor, **options):
             if batch.rows and not frozen:
                 frozen.append(batch)
                 time.sleep(1)  # noqa: ASYNC251  (the whole process stands still)
@@ -227,8 +228,8 @@ async def test_a_standby_does_not_keep_bells_it_has_no_use_for(
     tried = Notebook()
     tries = []
 
-    async def trying(connection: Connection, *, direct: bool, lease: float) -> tuple[int, Snapshot] | None:
-        led = await try_to_lead(connection, direct=direct, lease=lease)
+    async def trying(connection: Connection, **options: Any) -> tuple[int, Snapshot] | None:
+        led = await try_to_lead(connection, **options)
         if led is None:
             tries.append(len(connection._notifies_backlog or ()))
             tried.noted()

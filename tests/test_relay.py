@@ -1,6 +1,7 @@
 """The relay: from batches to numbered messages, whatever the layer does."""
 
 import asyncio
+import logging
 from datetime import UTC, datetime
 from typing import Any
 
@@ -174,16 +175,48 @@ async def test_a_layer_that_fails_costs_its_message_and_its_number_and_nothing_e
     assert "hubs will heal" in caplog.text
 
 
-async def test_a_layer_that_hangs_costs_its_message_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_layer_that_fails_is_logged_once_until_it_works_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pgnotify_gql.relay")
+    layer = FakeLayer(fails=names.model_group("one.model"))
+    relay = Relay(layer)
+    relay.begin(1, BEFORE)
+    for number in range(5):
+        await relay.relay(batch(row(number), row(10 + number, "other.model")))
+    layer.fails = ""
+    for number in range(2):
+        await relay.relay(batch(row(20 + number)))
+    refused, back = caplog.messages
+    assert refused.startswith("the channel layer did not take a message of database default for")
+    assert back == "the channel layer takes messages of database default again; it did not take 5"
+
+
+async def test_a_layer_that_hangs_costs_the_rest_of_its_batch_and_no_number(caplog: pytest.LogCaptureFixture) -> None:
     layer = FakeLayer(hangs=names.model_group("one.model"))
     relay = Relay(layer, send_timeout=0.01, rest_after_hang=0)
     relay.begin(1, BEFORE)
     async with asyncio.timeout(EVENT_TIMEOUT):
-        await relay.relay(batch(row(1), row(2, "other.model")))
+        await relay.relay(batch(row(1, "first.model"), row(2), row(3, "other.model")))
         await relay.heartbeat(AFTER)
-    assert layer.numbers("other.model") == [(1, 1)]
-    assert layer.sent[-1][1]["seqs"] == {"one.model": 1, "other.model": 1}
-    assert "took longer than 0.01 s" in caplog.text
+        await relay.relay(batch(row(4, "other.model")))
+    assert layer.numbers("first.model") == [(1, 1)]
+    assert layer.numbers("other.model") == [(1, 2)]
+    assert layer.sent[1][1]["seqs"] == {"first.model": 1, "one.model": 1, "other.model": 1}
+    assert "took longer than 0.01 s for 3 messages of database default" in caplog.text
+
+
+async def test_a_layer_that_is_slow_for_each_of_many_messages_is_waited_for_as_long_as_for_one() -> None:
+    class Slow(FakeLayer):
+        async def group_send(self, group: str, message: dict[str, Any]) -> None:
+            await asyncio.sleep(0.02)
+            await super().group_send(group, message)
+
+    layer = Slow()
+    relay = Relay(layer, send_timeout=0.1, rest_after_hang=0)
+    relay.begin(1, BEFORE)
+    begun = asyncio.get_running_loop().time()
+    await relay.relay(batch(*(row(number, f"model.{number}") for number in range(200))))
+    assert asyncio.get_running_loop().time() - begun < 2
+    assert 0 < len(layer.sent) < 6
 
 
 async def test_a_layer_that_hangs_is_waited_for_once_and_not_for_every_model() -> None:

@@ -210,11 +210,11 @@ class TestEmptying:
         slow_reader.execute("begin; select from pgnotify_gql.journal")
         await relay_and_rotate(leader)
         assert slots(items) == {0: [1]}
-        assert caplog.messages[-1] == "slot 0 of the journal is in use; it is emptied later"
+        assert caplog.messages[-1] == "slot 0 of the journal of database default is in use; it is emptied later"
         slow_reader.execute("commit")
         await relay_and_rotate(leader)
         assert slots(items) == {}
-        assert caplog.messages[-1] == "slot 0 of the journal emptied"
+        assert caplog.messages[-1] == "slot 0 of the journal of database default emptied"
 
     async def test_writers_of_other_slots_are_not_held_up_by_emptying(
         self, database: Database, items: WatchedTable, leader: reader.Connection, monkeypatch: pytest.MonkeyPatch

@@ -224,6 +224,19 @@ class TestLines:
         assert (bad_object["raw"], bad_object["pk"], bad_object["model"]) == (rows, None, MESSAGE)
         assert "error" not in good_object
 
+    def test_of_a_kind_that_this_version_does_not_know_say_so_unless_kinds_were_chosen(
+        self, database_triggers: Database, room: Room
+    ) -> None:
+        begin = cursor_of(database_triggers)
+        journaled(database_triggers, "[[[1]]]", kind="ARCHIVE")
+        room.say("hello")
+        unknown, known = shown("--since", begin)
+        assert "ARCHIVE  conversations.message  cannot be decoded" in unknown
+        assert "'ARCHIVE' is not a valid Kind" in unknown
+        assert "INSERT" in known
+        (only,) = shown("--since", begin, "--kind", "INSERT")
+        assert only == known
+
     def test_never_hold_what_a_terminal_would_obey(self, database_triggers: Database, room: Room) -> None:
         begin = cursor_of(database_triggers)
         with room.connection.transaction():

@@ -166,7 +166,7 @@ class TestRelatives:
         writer = database.connect()
         writer.execute("insert into stock_child (id, name, version, touched) values (1, 'tea', 0, 0)")
         writer.execute("update stock_child set version = 1")
-        found = [(row.label, row.kind.value) for row in journal_rows(writer)]
+        found = [(row.label, row.kind) for row in journal_rows(writer)]
         assert sorted(found) == [("stock.child", "INSERT"), ("stock.item", "INSERT"), ("stock.item", "UPDATE")]
         app.revert()
         app.revert()
@@ -194,7 +194,7 @@ class TestRelatives:
         app.migrate(operation)
         writer.execute("truncate stock_last")
         writer.execute("insert into stock_last values (10, 'tea', 0, 0)")
-        assert [row.kind.value for row in journal_rows(writer)] == ["TRUNCATE", "INSERT"]
+        assert [row.kind for row in journal_rows(writer)] == ["TRUNCATE", "INSERT"]
 
 
 class TestInTheSameMigration:

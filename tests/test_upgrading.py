@@ -119,7 +119,7 @@ def writing(database: Database) -> Iterator[Writers]:
 def journaled(connection: Connection) -> Counter[tuple[str, int]]:
     """Every change of an item in the journal, by kind and key."""
     return Counter(
-        (row.kind.value, entry[0][0])
+        (row.kind, entry[0][0])
         for row in journal_rows(connection)
         if row.label == "stock.item"
         for entry in json.loads(row.rows)

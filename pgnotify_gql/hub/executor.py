@@ -184,7 +184,7 @@ def _executed(cohort: Cohort, change: Any) -> Outcome:
     if not cohort.members:
         return None
     try:
-        return cohort.execution(change)
+        return cohort.execute(change)
     except Exception:
         logger.exception("an execution failed for %s of %s", change.kind, change.model_label)
         return None

@@ -8,9 +8,10 @@ that a database that is away, or has no listener, keeps no other waiting.
 A feed joins a model's group before it takes the cursor, so that no change falls between.  Messages are taken in order
 by the model's intake; a gap is healed from the journal before anything later is dispatched.
 
-On failure: a layer that fails is tried again and its groups are joined again; what was missed shows as a gap.  When
-nothing at all comes through it (no listener, a flushed Redis) the journal is read now and then instead.  While the
-database is away healing waits, and with it the feed.
+On failure: a layer that fails, at the start or later, is tried again, and the journal is read meanwhile; its groups are
+joined again now and then, since a layer may forget them without a word (a flushed Redis, an expired membership).  What
+was missed shows as a gap.  When nothing at all comes through it (no listener, a layer that hangs) the journal is read
+now and then as well.  While the database is away healing waits, and with it the feed.
 """
 
 from __future__ import annotations
@@ -38,11 +39,19 @@ SILENCE = 15.0
 """Seconds without any message of a database after which the layer is no longer trusted: a sleeping listener's
 heartbeat comes every 5, by default."""
 
-RENEW_INTERVAL = 600.0
-"""Seconds after which the groups are joined again: channels_redis forgets members after a day."""
+RENEW_INTERVAL = 5.0
+"""Seconds after which the groups are joined again, at most: for so long a flushed Redis goes unnoticed. Joining one
+costs it two commands."""
+
+RENEWALS = 3
+"""How often the groups are joined within the time after which the layer forgets members."""
 
 LAYER_RETRY = 0.5
-"""Seconds before a layer that failed is tried again."""
+"""Seconds before a layer that failed is tried again; the journal is read as often."""
+
+LAYER_TIMEOUT = 2.0
+"""Seconds that the layer may take to join or leave a group: one that hangs must hold up neither a subscriber nor the
+feed."""
 
 
 class Layer(Protocol):
@@ -81,14 +90,15 @@ class Feed:
         self._strays: set[str] = set()
         self._joining = asyncio.Lock()
         self._taking = asyncio.Lock()
-        self._heard_at = self._renewed_at = 0.0
+        self._heard_at = self._did_without_at = 0.0
+        self._failing = False
+        self._renew_interval = min(RENEW_INTERVAL, getattr(layer, "group_expiry", RENEW_INTERVAL) / RENEWALS)
         self._channel = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Open the channel and begin to receive."""
-        self._channel = await self._layer.new_channel()
-        await self._layer.group_add(names.heartbeat_group(), self._channel)
+        """Open the channel, if the layer is there, and begin to receive."""
+        await self._join_groups()
         self._tasks = [
             asyncio.create_task(self._receive(), name=f"pgnotify_gql hub {self.database}"),
             asyncio.create_task(self._watch(), name=f"pgnotify_gql hub watch {self.database}"),
@@ -99,9 +109,10 @@ class Feed:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for group in self._groups():
-            with suppress(Exception):
-                await self._layer.group_discard(group, self._channel)
+        with suppress(Exception):
+            async with asyncio.timeout(LAYER_TIMEOUT):
+                for group in self._groups():
+                    await self._layer.group_discard(group, self._channel)
         await self._reader.close()
 
     async def join(self, label: str) -> None:
@@ -124,7 +135,8 @@ class Feed:
             del self._waiting[label]
             self._intakes.pop(label, None)
             with suppress(Exception):
-                await self._layer.group_discard(names.model_group(label), self._channel)
+                async with asyncio.timeout(LAYER_TIMEOUT):
+                    await self._layer.group_discard(names.model_group(label), self._channel)
 
     async def _join_model(self, label: str) -> None:
         async with self._joining:
@@ -132,7 +144,7 @@ class Feed:
                 return
             self._early[label] = None
             try:
-                await self._layer.group_add(names.model_group(label), self._channel)
+                await self._join_group(names.model_group(label))
                 await self._begin(Intake(label, await self._reader.current()))
             finally:
                 del self._early[label]
@@ -154,16 +166,23 @@ class Feed:
     async def _receive(self) -> None:
         while True:
             try:
-                message = await self._layer.receive(self._channel)
+                message = await self._next_message()
             except Exception as error:
-                logger.warning("the channel layer failed (%r); joining the groups again", error)
+                self._note_failed(error)
                 await asyncio.sleep(LAYER_RETRY)
                 await self._join_groups()
+                await self._read_journal()
                 continue
+            self._note_works()
             try:
                 await self._handle(message)
             except Exception:
                 logger.exception("a message of the channel layer could not be handled")
+
+    async def _next_message(self) -> dict[str, Any]:
+        if not self._channel:
+            raise ConnectionError("it has not given a channel yet")
+        return await self._layer.receive(self._channel)
 
     async def _handle(self, message: dict[str, Any]) -> None:
         if message["database"] != self.database:
@@ -242,14 +261,13 @@ class Feed:
             self._dispatcher.resync(intake.label, str(error))
 
     async def _watch(self) -> None:
-        self._heard_at = self._renewed_at = _now()
+        self._heard_at = _now()
         while True:
-            await asyncio.sleep(self._silence / 3)
-            silent = _now() - self._heard_at > self._silence
-            if silent or _now() - self._renewed_at > RENEW_INTERVAL:
-                self._renewed_at = _now()
-                await self._join_groups()
-            if silent:
+            await asyncio.sleep(min(self._silence / 3, self._renew_interval))
+            await self._join_groups()
+            now = _now()
+            if now - self._heard_at > self._silence and now - self._did_without_at >= self._silence / 3:
+                self._did_without_at = now
                 await self._do_without_layer()
 
     async def _do_without_layer(self) -> None:
@@ -260,17 +278,44 @@ class Feed:
             _now() - self._heard_at,
             self._silence / 3,
         )
+        await self._read_journal()
+
+    async def _read_journal(self) -> None:
         async with self._taking:
             for intake in list(self._intakes.values()):
                 await self._catch_up(intake)
 
     async def _join_groups(self) -> None:
         for group in self._groups():
-            try:
-                await self._layer.group_add(group, self._channel)
-            except Exception as error:
-                logger.warning("the channel layer did not take %s (%r); trying again later", group, error)
+            if not await self._join_group(group):
                 return
+
+    async def _join_group(self, group: str) -> bool:
+        """Join a group, or leave it to the next time: what it misses shows as a gap, or as silence."""
+        try:
+            async with asyncio.timeout(LAYER_TIMEOUT):
+                if not self._channel:
+                    self._channel = await self._layer.new_channel()
+                await self._layer.group_add(group, self._channel)
+        except Exception as error:
+            self._note_failed(error)
+            return False
+        return True
+
+    def _note_failed(self, error: Exception) -> None:
+        # Once, however often it is tried.
+        if not self._failing:
+            logger.warning(
+                "the channel layer failed (%r); it is tried again, and the journal of database %s read meanwhile",
+                error,
+                self.database,
+            )
+        self._failing = True
+
+    def _note_works(self) -> None:
+        if self._failing:
+            logger.info("the channel layer brings changes of database %s again", self.database)
+        self._failing = False
 
     def _groups(self) -> list[str]:
         return [names.heartbeat_group(), *map(names.model_group, self._intakes)]

@@ -11,7 +11,6 @@ resync to every operation on the model.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Hashable, Iterable, Sequence
 
@@ -19,7 +18,7 @@ from ..capture.registry import registry
 from ..journal.change import JournalRow
 from .executor import Executor
 from .feed import SILENCE, Feed, Layer
-from .operations import Cohort, Operation, cohort_key
+from .operations import Cohort, Operation, Resync, cohort_key
 from .reader import HubReader
 from .topics import TopicIndex
 
@@ -98,11 +97,9 @@ class Hub:
                 self.resync(row.label, "a change could not be decoded")
 
     def resync(self, label: str, reason: str) -> None:
-        """Tell every operation on a model that changes are lost."""
-        payload = json.dumps({"data": None, "extensions": {"resync": {"reason": reason}}})
+        """Tell every operation on a model that changes are lost, behind the results of those before."""
         for cohort in self._index.waiting_for(label):
-            for operation in list(cohort.members):
-                operation.deliver(payload)
+            self.executor.submit(cohort, Resync(reason))
 
     async def _leave(self, models: Iterable[tuple[str, str]]) -> None:
         for database, label in models:

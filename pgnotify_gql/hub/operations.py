@@ -7,6 +7,7 @@ member is sent the result.  A cohort keeps its changes in order; a member gets t
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,18 @@ class Execution(Protocol):
     def __call__(self, change: Change) -> str | Awaitable[str | None] | None: ...
 
 
+@dataclass(frozen=True)
+class Resync:
+    """Stands among the changes of a cohort where some are lost."""
+
+    reason: str
+
+    @property
+    def payload(self) -> str:
+        """Return the JSON of the result that tells it."""
+        return json.dumps({"data": None, "extensions": {"resync": {"reason": self.reason}}})
+
+
 @dataclass(eq=False)
 class Operation:
     """
@@ -93,7 +106,7 @@ class Cohort:
     execution: Execution
     topics: tuple[Topic, ...]
     members: dict[Operation, None] = field(default_factory=dict)
-    pending: deque[tuple[int, Change]] = field(default_factory=deque)
+    pending: deque[tuple[int, Change | Resync]] = field(default_factory=deque)
     number: int = 0
     scheduled: bool = False
 
@@ -102,18 +115,22 @@ class Cohort:
         operation.joined_at = self.number
         self.members[operation] = None
 
-    def queue(self, change: Change) -> None:
+    def queue(self, change: Change | Resync) -> None:
         """Queue a change, behind the ones before it."""
         self.number += 1
         self.pending.append((self.number, change))
 
-    def take(self, most: int) -> list[tuple[int, Change]]:
+    def take(self, most: int) -> list[tuple[int, Change | Resync]]:
         """Take the next changes to execute."""
         return [self.pending.popleft() for _ in range(min(most, len(self.pending)))]
 
-    def put_back(self, changes: Sequence[tuple[int, Change]]) -> None:
+    def put_back(self, changes: Sequence[tuple[int, Change | Resync]]) -> None:
         """Put back changes that were taken and not executed, to where they were."""
         self.pending.extendleft(reversed(changes))
+
+    def execute(self, change: Change | Resync) -> str | Awaitable[str | None] | None:
+        """Return what the members are to be sent; called in a worker thread."""
+        return change.payload if isinstance(change, Resync) else self.execution(change)
 
     def deliver(self, number: int, payload: str) -> None:
         """Send a result to every member that had joined before its change."""

@@ -47,25 +47,26 @@ class JournalRow:
     One row of the journal.
 
     `rows` is the JSON that PostgreSQL wrote: a list with ``[key]`` or ``[key, old, new]`` for each changed row, a key
-    being a list of one value for each column of the primary key, and null for TRUNCATE.
+    being a list of one value for each column of the primary key, and null for TRUNCATE.  `kind` is text as it stands
+    there: triggers may be newer than this process.
     """
 
     id: int
     xid: int
     label: str
-    kind: Kind
+    kind: str
     rows: str
     at: datetime
     context: str | None = None
 
     def changes(self, source: Source) -> list[Change]:
-        """Return the changes of this row, in order."""
-        context = _context(self.context)
+        """Return the changes of this row, in order.  Raises ValueError for what this version cannot decode."""
+        kind, context = Kind(self.kind), _context(self.context)
         return [
             Change(
                 pk=None if entry[0] is None else source.pk(entry[0]),
                 model_label=self.label,
-                kind=self.kind,
+                kind=kind,
                 at=self.at,
                 context=context,
                 xid=self.xid,

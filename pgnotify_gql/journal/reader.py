@@ -11,19 +11,21 @@ Rows are in the order of their ids, which is causal for each table row.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection, AsyncServerCursor, IsolationLevel
 
-from ..capture.kinds import Kind
 from ..errors import CursorTooOldError, JournalMissingError
 from .change import JournalRow
 from .snapshot import Position, Snapshot
 
 Connection = AsyncConnection[tuple[Any, ...]]
+
+Aside = Callable[[], AbstractAsyncContextManager[Connection]]
+"""Lends a connection for as long as a backlog is read."""
 
 BATCH_ROWS = 500
 """Journal rows of one read; more than that is a backlog, streamed in parts of this size."""
@@ -80,12 +82,18 @@ class Batch:
 
 
 async def read_new(
-    connection: Connection, cursor: Snapshot, *, label: str | None = None, batch_rows: int = BATCH_ROWS
+    connection: Connection,
+    cursor: Snapshot,
+    *,
+    label: str | None = None,
+    batch_rows: int = BATCH_ROWS,
+    aside: Aside | None = None,
 ) -> AsyncGenerator[Batch, None]:
     """
     Yield what is new since `cursor`, of one model if a label is given: one batch, or a backlog in parts.
 
-    The last batch has the next cursor; it is yielded also when it is empty.  The connection is in autocommit.
+    The last batch has the next cursor; it is yielded also when it is empty.  The connection is in autocommit.  A
+    backlog is read in a transaction, on a connection that `aside` lends, if given.
     """
     parameters = _parameters(cursor, label)
     result = await connection.execute(READ, {**parameters, "limit": batch_rows + 1})
@@ -95,7 +103,10 @@ async def read_new(
         yield Batch(cursor, Snapshot.parse(found[0][0]), rows)
         return
     # A reader that stops early ends the transaction at once, not when the garbage collector finds it.
-    async with aclosing(_stream(connection, cursor, parameters, batch_rows)) as batches:
+    async with (
+        aside() if aside else nullcontext(connection) as streaming,
+        aclosing(_stream(streaming, cursor, parameters, batch_rows)) as batches,
+    ):
         async for batch in batches:
             yield batch
 
@@ -183,4 +194,4 @@ def _parameters(cursor: Snapshot, label: str | None) -> dict[str, Any]:
 
 def _row(columns: Sequence[Any]) -> JournalRow:
     row_id, xid, label, kind, rows, at, context = columns
-    return JournalRow(row_id, xid, label, Kind(kind), rows, at, context)
+    return JournalRow(row_id, xid, label, kind, rows, at, context)

@@ -54,27 +54,29 @@ EMPTIED: LiteralString = """
 """
 
 
-async def rotate(connection: Connection, relayed: Snapshot, retention: float) -> None:
+async def rotate(connection: Connection, relayed: Snapshot, retention: float, database: str = "default") -> None:
     """
     Empty what can be emptied, and move writers on if it is time.
 
-    `relayed` is the leader's stored cursor, `retention` is in seconds.  Called now and then by the leader only.
+    `relayed` is the leader's stored cursor, `retention` is in seconds, `database` an alias for the log.  Called now and
+    then by the leader only.
     """
-    current = await _current_slot(connection)
+    current = await current_slot(connection)
     for slot in ((current + 1) % SLOTS, (current + 2) % SLOTS):
-        await _empty(connection, slot, relayed, retention)
-    await _move_on(connection, current, retention)
+        await _empty(connection, slot, relayed, retention, database)
+    await _move_on(connection, current, retention, database)
 
 
-async def _current_slot(connection: Connection) -> int:
+async def current_slot(connection: Connection) -> int:
+    """Return the number of the slot that is written now."""
     result = await connection.execute(CURRENT)
     found = await result.fetchone()
     assert found is not None
     return int(found[0]) % SLOTS
 
 
-async def _empty(connection: Connection, slot: int, relayed: Snapshot, retention: float) -> None:
-    table = _table(slot)
+async def _empty(connection: Connection, slot: int, relayed: Snapshot, retention: float, database: str) -> None:
+    table = slot_table(slot)
     result = await connection.execute(sql.SQL(NEWEST).format(slot=table), [retention])
     newest = await result.fetchone()
     if newest is None or newest[0] or await _unseen(connection, slot, relayed):
@@ -95,25 +97,25 @@ async def _empty(connection: Connection, slot: int, relayed: Snapshot, retention
             await connection.execute(sql.SQL("truncate {}").format(table))
             await connection.execute(EMPTIED, [str(newest_xid)])
     except errors.LockNotAvailable:
-        logger.info("slot %d of the journal is in use; it is emptied later", slot)
+        logger.info("slot %d of the journal of database %s is in use; it is emptied later", slot, database)
     else:
-        logger.info("slot %d of the journal emptied", slot)
+        logger.info("slot %d of the journal of database %s emptied", slot, database)
 
 
 async def _unseen(connection: Connection, slot: int, cursor: Snapshot) -> bool:
-    result = await connection.execute(sql.SQL(UNSEEN).format(slot=_table(slot)), unseen_parameters(cursor))
+    result = await connection.execute(sql.SQL(UNSEEN).format(slot=slot_table(slot)), unseen_parameters(cursor))
     found = await result.fetchone()
     assert found is not None
     return bool(found[0])
 
 
-async def _move_on(connection: Connection, current: int, retention: float) -> None:
+async def _move_on(connection: Connection, current: int, retention: float, database: str) -> None:
     following = (current + 1) % SLOTS
     result = await connection.execute(
         sql.SQL(
             "select clock_timestamp() > rotated_at + make_interval(secs => %s) and not exists (select from {})"
             " and exists (select from {}) from pgnotify_gql.journal_state"
-        ).format(_table(following), _table(current)),
+        ).format(slot_table(following), slot_table(current)),
         [retention],
     )
     found = await result.fetchone()
@@ -121,8 +123,9 @@ async def _move_on(connection: Connection, current: int, retention: float) -> No
         return
     await connection.execute("update pgnotify_gql.journal_state set rotated_at = clock_timestamp()")
     await connection.execute("select setval('pgnotify_gql.journal_slot', %s)", [following])
-    logger.info("the journal is written in slot %d", following)
+    logger.info("the journal of database %s is written in slot %d", database, following)
 
 
-def _table(slot: int) -> sql.Identifier:
+def slot_table(slot: int) -> sql.Identifier:
+    """Return the name of a slot's table."""
     return sql.Identifier("pgnotify_gql", f"journal_{slot}")

@@ -47,7 +47,7 @@ class LeadershipLostError(PgnotifyGqlError):
     """Another listener leads by now; this one relays nothing more."""
 
 
-async def require_own_cluster(connection: Connection) -> None:
+async def require_own_cluster(connection: Connection, database: str = "default") -> None:
     """Begin a new journal if this one was restored into another cluster.  Called by a leader, before its term."""
     result = await connection.execute(CLUSTER)
     found = await result.fetchone()
@@ -57,8 +57,9 @@ async def require_own_cluster(connection: Connection) -> None:
         await connection.execute("update pgnotify_gql.journal_state set cluster = %s", [cluster])
     elif known != cluster:
         logger.warning(
-            "the journal was made in another cluster of databases (restored from a dump?): it begins anew, and cursors "
-            "from before are too old"
+            "the journal of database %s was made in another cluster of databases (restored from a dump?): it begins "
+            "anew, and cursors from before are too old",
+            database,
         )
         await connection.execute(BEGIN_JOURNAL, [cluster])
 
@@ -85,7 +86,8 @@ async def join(connection: Connection) -> Joined:
 async def begin_epoch(connection: Connection) -> tuple[int, Snapshot]:
     """Begin a term of leadership; return its epoch and the cursor up to which earlier leaders relayed."""
     result = await connection.execute(
-        f"update pgnotify_gql.journal_state set epoch = {NEXT_EPOCH} returning epoch, relayed::text"
+        f"update pgnotify_gql.journal_state set epoch = {NEXT_EPOCH}, relayed_at = clock_timestamp() "
+        "returning epoch, relayed::text"
     )
     found = await result.fetchone()
     assert found is not None, "the migration inserts the row"

@@ -295,7 +295,7 @@ class Tail:
     def _wanted(self, row: JournalRow) -> bool:
         return (
             (not self._labels or row.label in self._labels)
-            and row.kind in self._kinds
+            and (row.kind in self._kinds or (row.kind not in ALL_KINDS and self._kinds == ALL_KINDS))
             and (row.at >= self._begin or not self._begun_at.sees(row.xid))
             and not any(bookmark.includes(row) for bookmark in self._bookmarks)
         )

@@ -8,6 +8,11 @@ Standbys try the lock a few times a second.  They do not block on it: a backend 
 snapshot (``backend_xmin`` in pg_stat_activity), so that VACUUM could remove nothing, and keeps the notification queue
 of the whole instance from being cleaned, for as long as the leader lives.
 
+Some leaders keep their session and do nothing: a process that was frozen while the server sends it a large batch over a
+unix socket, or over a proxy that goes on reading, leaves the server's backend waiting, where no time-out for idle
+sessions or silent networks counts.  So a standby looks at the time at which the leader stored its cursor last, which a
+leader does every few seconds even if there is nothing to relay, and ends the session of one that no longer does.
+
 Behind a pooler a session is not the listener's own: the lock would stay with a server connection after the listener has
 gone, and nobody could lead.  There the leader has a lease instead: the time at which it stored its cursor last.  After
 a crash a standby waits until the lease has run out.
@@ -15,27 +20,92 @@ a crash a standby waits until the lease has run out.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from typing import LiteralString
+
+import psycopg
+
 from .. import names
 from ..journal.reader import Connection
 from ..journal.snapshot import Snapshot
 from ..journal.state import begin_epoch, begin_epoch_after, require_own_cluster
 
+logger = logging.getLogger("pgnotify_gql.listener")
+
 STANDBY_INTERVAL = 0.25
 """Seconds between two tries of a standby; it leads within 1 s of a crash."""
 
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks of a standby at its leader."""
 
-async def try_to_lead(connection: Connection, *, direct: bool, lease: float) -> tuple[int, Snapshot] | None:
+# Advisory locks of two keys have objsubid 2.
+STUCK: LiteralString = """
+    select l.pid
+    from pgnotify_gql.journal_state s, pg_locks l
+    join pg_database d on d.oid = l.database
+    where d.datname = current_database() and l.locktype = 'advisory' and l.objsubid = 2
+        and l.classid = %s and l.objid = %s and l.granted
+        and s.relayed_at < clock_timestamp() - make_interval(secs => %s)
+"""
+
+
+async def try_to_lead(
+    connection: Connection, *, direct: bool, lease: float, database: str = "default"
+) -> tuple[int, Snapshot] | None:
     """
     Begin a term of leadership if nobody leads; return its epoch and the stored cursor, or None.
 
     `direct` is False behind a pooler, where a leader that has not stored its cursor for `lease` seconds has gone.
     """
     if not direct:
-        await require_own_cluster(connection)
+        await require_own_cluster(connection, database)
         return await begin_epoch_after(connection, lease)
     result = await connection.execute("select pg_try_advisory_lock(%s, %s)", [names.LOCK_CLASS, names.LEADER_LOCK])
     found = await result.fetchone()
     if found is None or not found[0]:
         return None
-    await require_own_cluster(connection)
+    await require_own_cluster(connection, database)
     return await begin_epoch(connection)
+
+
+class Guard:
+    """
+    A standby's eye on the leader of a database: ends its session once it is stuck for `timeout` seconds.
+
+    Two looks must find the same session: one that has just won the lock has stored nothing yet.
+    """
+
+    def __init__(self, timeout: float, database: str) -> None:
+        self._timeout = timeout
+        self._database = database
+        self._looked_at = 0.0
+        self._suspect: int | None = None
+
+    async def look(self, connection: Connection) -> None:
+        """Look, if it is time to.  Raises psycopg.Error."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at < LOOK_INTERVAL:
+            return
+        self._looked_at = now
+        result = await connection.execute(STUCK, [names.LOCK_CLASS, names.LEADER_LOCK, self._timeout])
+        found = await result.fetchone()
+        stuck = None if found is None else int(found[0])
+        if stuck is not None and stuck == self._suspect:
+            await self._end(connection, stuck)
+        self._suspect = stuck
+
+    async def _end(self, connection: Connection, pid: int) -> None:
+        try:
+            await connection.execute("select pg_terminate_backend(%s)", [pid])
+        except psycopg.errors.InsufficientPrivilege as error:
+            logger.error(
+                "the leader of database %s (backend %d) has stored nothing for more than %g s, and may not be ended by "
+                "this standby (%s): call pg_terminate_backend(), and let all listeners connect as one role",
+                self._database, pid, self._timeout, error,
+            )  # fmt: skip
+        else:
+            logger.warning(
+                "the leader of database %s (backend %d) has stored nothing for more than %g s: its session was ended",
+                self._database, pid, self._timeout,
+            )  # fmt: skip

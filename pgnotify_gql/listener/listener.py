@@ -31,7 +31,7 @@ from ..journal.reader import Connection, require_journal
 from ..journal.snapshot import Snapshot
 from ..journal.state import LeadershipLostError, resign
 from .doorbell import Doorbell, PolledDoorbell
-from .leadership import STANDBY_INTERVAL, try_to_lead
+from .leadership import STANDBY_INTERVAL, Guard, try_to_lead
 from .session import is_direct
 from .term import Sink, Term, Timing
 
@@ -41,8 +41,15 @@ PREPARE_THRESHOLD = 5
 """Times a statement runs before it is prepared, where no pooler stands in between; psycopg's own default."""
 
 RETRY_FIRST = 0.25
-RETRY_MAX = 15.0
-"""Seconds: the scale of the first pause before connecting again, and the longest; both with jitter."""
+RETRY_MAX = 2.0
+"""
+Seconds: the scale of the first pause before connecting again, and the longest; both with jitter.
+
+Listeners are few and a refused connection costs little, while whoever subscribes waits for what was written since.
+"""
+
+REMIND_INTERVAL = 30.0
+"""Seconds after which a reason why the database cannot be used is logged again; one that is new at once."""
 
 
 class Listener:
@@ -69,6 +76,7 @@ class Listener:
         self._timing = timing or Timing()
         self._stopping = asyncio.Event()
         self._settled = False
+        self._told: tuple[str, float] | None = None
         self.leading = asyncio.Event()
         """Set while this listener leads."""
 
@@ -128,9 +136,12 @@ class Listener:
         if led is None:
             return
         epoch, cursor = led
-        self._settled = True
+        self._settle()
         self._sink.begin(epoch, cursor)
-        term = Term(connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping)
+        term = Term(
+            connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping,
+            connect=self._connect, database=self._database,
+        )  # fmt: skip
         logger.info("leading database %s in epoch %d", self._database, epoch)
         self.leading.set()
         await term.run()
@@ -138,17 +149,26 @@ class Listener:
 
     async def _stand_by(self, connection: Connection, doorbell: Doorbell, direct: bool) -> tuple[int, Snapshot] | None:
         """Wait until nobody else leads; return the epoch and the cursor of our term, or None once stopped."""
+        guard = Guard(self._timing.session_timeout, self._database)
         while not self._stopping.is_set():
-            led = await try_to_lead(connection, direct=direct, lease=self._timing.session_timeout)
+            led = await try_to_lead(
+                connection, direct=direct, lease=self._timing.session_timeout, database=self._database
+            )
             if led is not None:
                 return led
             if not self._settled:
                 logger.info("standing by: another listener leads database %s", self._database)
-                self._settled = True
+                self._settle()
+            if direct:
+                await guard.look(connection)
             await self._pause(STANDBY_INTERVAL)
             # Bells are for the leader; nobody else taking them, they would pile up for as long as it leads.
             await doorbell.wait(0)
         return None
+
+    def _settle(self) -> None:
+        self._settled = True
+        self._told = None
 
     async def _doorbell(self, connection: Connection) -> Doorbell:
         if self._polls:
@@ -177,8 +197,12 @@ class Listener:
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         pause = state.next_action.sleep if state.next_action else 0
-        reason = _sentence(error)
-        logger.warning("database %s cannot be used (%s); trying again in %.1f s", self._database, reason, pause)
+        reason, now = _sentence(error), asyncio.get_running_loop().time()
+        reminds = self._told is None or self._told[0] != reason or now - self._told[1] >= REMIND_INTERVAL
+        if reminds:
+            self._told = reason, now
+        level = logging.WARNING if reminds else logging.DEBUG
+        logger.log(level, "database %s cannot be used (%s); trying again in %.1f s", self._database, reason, pause)
 
 
 def _sentence(error: BaseException | None) -> str:

@@ -13,21 +13,30 @@ released.  Then the leader ends a transaction of its own, with a later id: a sna
 to the newest id that has ended, and so every snapshot from then on knows the writer.  Either it has ended in the first
 of them, and that read returns its row, or it is listed, and the leader reads on until it has ended.
 
+A backlog is streamed over a second connection, however long that takes, while the first goes on to store the cursor and
+to send heartbeats: so standbys and hubs see a leader that works, and it sees when it has been replaced.
+
 Whatever fails ends the term by an exception; a batch handed over but not yet stored is handed over again in the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
+
+import psycopg
 
 from ..journal.reader import Batch, Connection, read_new
 from ..journal.retention import rotate
 from ..journal.snapshot import Snapshot
 from ..journal.state import store_relayed
 from .doorbell import Doorbell
+
+logger = logging.getLogger("pgnotify_gql.listener")
 
 AWAKE_INTERVAL = 0.002
 """Seconds between two reads while awake: half of it is what being awake adds to the delay of a change."""
@@ -47,7 +56,11 @@ HEARTBEAT_INTERVAL = 1.0
 
 
 class Sink(Protocol):
-    """Where batches go.  Neither method raises for a layer that fails: what is lost there is healed by the hubs."""
+    """
+    Where batches go.
+
+    Neither method raises for a layer that fails, nor takes long: what is lost there is healed by the hubs.
+    """
 
     def begin(self, epoch: int, cursor: Snapshot) -> None: ...
 
@@ -66,9 +79,14 @@ class Timing:
     retention: float = 3600.0
 
     @property
+    def longest_silence(self) -> float:
+        """Return for how long a leader asks the database nothing, and stores nothing, at most; or soon loses it."""
+        return self.session_timeout / 3
+
+    @property
     def longest_sleep(self) -> float:
         """Return how long to wait for a bell: the read after it also keeps the session alive."""
-        return min(self.safety_poll, self.session_timeout / 3)
+        return min(self.safety_poll, self.longest_silence)
 
     @property
     def rotation_interval(self) -> float:
@@ -77,7 +95,11 @@ class Timing:
 
 
 class Term:
-    """One term of leadership, on one connection; `epoch` and `cursor` are those it began with."""
+    """
+    One term of leadership, on one connection; `epoch` and `cursor` are those it began with.
+
+    `connect` opens another connection; `database` is its alias, for the log.
+    """
 
     def __init__(
         self,
@@ -88,8 +110,14 @@ class Term:
         cursor: Snapshot,
         timing: Timing,
         stopping: asyncio.Event,
+        *,
+        connect: Callable[[], Awaitable[Connection]],
+        database: str,
     ) -> None:
         self._connection = connection
+        self._connect = connect
+        self._database = database
+        self._aside = False
         self._doorbell = doorbell
         self._sink = sink
         self._epoch = epoch
@@ -162,7 +190,7 @@ class Term:
         found = False
         self._asked_at = self._clock()
         # Closed at once when left early: the transaction of a backlog must have ended before the next statement.
-        async with aclosing(read_new(self._connection, self._cursor)) as batches:
+        async with aclosing(read_new(self._connection, self._cursor, aside=self._backlog_connection)) as batches:
             async for batch in batches:
                 if batch.rows:
                     found = True
@@ -173,8 +201,34 @@ class Term:
                     self._cursor = batch.after
                 elif self._stopping.is_set():
                     break
+                elif self._aside:
+                    await self._keep_books()
                 self._asked_at = self._clock()
         return found
+
+    @asynccontextmanager
+    async def _backlog_connection(self) -> AsyncGenerator[Connection, None]:
+        connection = await self._second_connection()
+        if connection is None:
+            yield self._connection
+            return
+        self._aside = True
+        try:
+            yield connection
+        finally:
+            self._aside = False
+            await connection.close()
+
+    async def _second_connection(self) -> Connection | None:
+        try:
+            return await self._connect()
+        except psycopg.OperationalError as error:
+            logger.warning(
+                "no second connection to database %s for a backlog (%s): it is read over the first, without heartbeats",
+                self._database,
+                " ".join(str(error).split()),
+            )
+            return None
 
     async def _confirm_session(self) -> None:
         """
@@ -182,7 +236,7 @@ class Term:
 
         A leader that was frozen holds a batch, or is about to send a heartbeat, while another leads already.
         """
-        if self._clock() - self._asked_at > self._timing.session_timeout:
+        if self._clock() - self._asked_at > self._timing.longest_silence:
             await self._connection.execute("select")
             self._asked_at = self._clock()
 
@@ -201,7 +255,7 @@ class Term:
             await self._beat()
         if now - self._rotated_at >= self._timing.rotation_interval:
             self._rotated_at = now
-            await rotate(self._connection, self._stored, self._timing.retention)
+            await rotate(self._connection, self._stored, self._timing.retention, self._database)
 
     async def _store(self) -> None:
         self._stored_at = self._clock()

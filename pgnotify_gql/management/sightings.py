@@ -19,8 +19,11 @@ from ..capture.kinds import Kind
 from ..journal.change import Change
 from ..journal.sighting import Sighting
 
-ROLES = {Kind.INSERT: "SUCCESS", Kind.UPDATE: "WARNING", Kind.DELETE: "ERROR", Kind.TRUNCATE: "ERROR"}
+ROLES: dict[str, str] = {Kind.INSERT: "SUCCESS", Kind.UPDATE: "WARNING", Kind.DELETE: "ERROR", Kind.TRUNCATE: "ERROR"}
 """The roles of Django's palettes in which kinds are shown, so that DJANGO_COLORS changes them."""
+
+UNKNOWN = "NOTICE"
+"""The role of a kind that this version does not know."""
 
 WIDTH = max(map(len, Kind))
 
@@ -71,12 +74,12 @@ def as_text(sighting: Sighting, style: Style, *, values: bool) -> str:
     """Return a line, with `values` followed by one for each captured column (of an UPDATE, each changed one)."""
     row, change = sighting.row, sighting.change
     time = timezone.localtime(row.at).isoformat(" ", "milliseconds")[:23]
-    kind = getattr(style, ROLES[row.kind])(f"{row.kind:<{WIDTH}}")
+    kind = getattr(style, ROLES.get(row.kind, UNKNOWN))(f"{_printable(row.kind):<{WIDTH}}")
     words = [row.label]
     if change is None:
         words += [f"cannot be decoded ({sighting.problem})"]
     else:
-        words += [] if row.kind is Kind.TRUNCATE else [_shown(sighting.key)]
+        words += [] if row.kind == Kind.TRUNCATE else [_shown(sighting.key)]
         names = changed_columns(change)
         words += [] if names is None else [f"[{', '.join(names)}]"]
     words += [] if sighting.known else ["(not watched here)"]

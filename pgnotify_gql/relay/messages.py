@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Literal, TypedDict
 
-from ..capture.kinds import Kind
 from ..journal.change import JournalRow
 from ..journal.snapshot import Snapshot
 
@@ -79,7 +78,7 @@ def changes_message(
         "seq": seq,
         "before": str(before),
         "after": str(after),
-        "rows": [(row.id, row.xid, row.kind.value, row.rows, row.at.isoformat(), row.context) for row in rows],
+        "rows": [(row.id, row.xid, row.kind, row.rows, row.at.isoformat(), row.context) for row in rows],
     }
 
 
@@ -100,7 +99,7 @@ def heartbeat_message(
 def journal_rows(message: ChangesMessage) -> list[JournalRow]:
     """Return the journal rows of a message."""
     return [
-        JournalRow(row_id, xid, message["label"], Kind(kind), rows, datetime.fromisoformat(at), context)
+        JournalRow(row_id, xid, message["label"], kind, rows, datetime.fromisoformat(at), context)
         for row_id, xid, kind, rows, at, context in message["rows"]
     ]
 

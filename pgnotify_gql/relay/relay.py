@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .. import names
@@ -21,12 +22,14 @@ from .messages import Message, changes_message, heartbeat_message, split
 logger = logging.getLogger("pgnotify_gql.relay")
 
 SEND_TIMEOUT = 2.0
-"""Seconds that one message may take to the layer, so that a layer that hangs does not stop the feed."""
-
+"""Seconds that the layer may take for all messages of a batch, so that one that hangs, or is slow for each of many,
+does not stop the feed."""
 
 REST_AFTER_HANG = 1.0
-"""Seconds for which nothing is sent after a message took too long: a batch of many models would otherwise keep the
-leader waiting for each, beyond its session time-out."""
+"""Seconds for which nothing is sent after a batch took too long."""
+
+REMIND_INTERVAL = 30.0
+"""Seconds after which a layer that still fails is logged again."""
 
 
 class Layer(Protocol):
@@ -54,6 +57,9 @@ class Relay:
         self._began = Snapshot(0, 0)
         self._seqs: dict[str, int] = {}
         self._resting_until = 0.0
+        self._failed = 0
+        self._failing = ""
+        self._told_at = 0.0
 
     def begin(self, epoch: int, cursor: Snapshot) -> None:
         """Begin a term of leadership, in which the journal is read from `cursor`: numbers start again."""
@@ -70,40 +76,67 @@ class Relay:
         by_label: defaultdict[str, list[JournalRow]] = defaultdict(list)
         for row in batch.rows:
             by_label[row.label].append(row)
+        messages: list[tuple[str, Message]] = []
         for label, rows in by_label.items():
             for part in split(rows):
                 seq = self._seqs[label] = self._seqs.get(label, 0) + 1
                 message = changes_message(
                     self._database, label, self._epoch, self._began, seq, batch.before, batch.after, part
                 )
-                await self._send(names.model_group(label), message)
+                messages.append((names.model_group(label), message))
+        await self._send(messages)
 
     async def heartbeat(self, cursor: Snapshot) -> None:
         """Tell every hub the cursor, and the last number of each model, so that a lost last message shows too."""
         message = heartbeat_message(self._database, self._epoch, self._began, cursor, self._seqs)
-        await self._send(names.heartbeat_group(), message)
+        await self._send([(names.heartbeat_group(), message)])
 
-    async def _send(self, group: str, message: Message) -> None:
-        now = asyncio.get_running_loop().time
-        if now() < self._resting_until:
+    async def _send(self, messages: Sequence[tuple[str, Message]]) -> None:
+        if _now() < self._resting_until:
             return
         try:
             async with asyncio.timeout(self._send_timeout):
-                await self._layer.group_send(group, dict(message))
+                for group, message in messages:
+                    await self._send_one(group, message)
         except TimeoutError:
-            self._resting_until = now() + self._rest_after_hang
+            self._resting_until = _now() + self._rest_after_hang
             logger.warning(
-                "the channel layer took longer than %g s for a message of database %s for %s; "
-                "it rests for %g s, hubs heal",
+                "the channel layer took longer than %g s for %d messages of database %s; it rests for %g s, hubs heal",
                 self._send_timeout,
+                len(messages),
                 self._database,
-                group,
                 self._rest_after_hang,
             )
+
+    async def _send_one(self, group: str, message: Message) -> None:
+        try:
+            await self._layer.group_send(group, dict(message))
         except Exception as error:
+            self._note_failed(group, error)
+        else:
+            self._note_sent(group)
+
+    def _note_failed(self, group: str, error: Exception) -> None:
+        self._failed += 1
+        self._failing = group
+        if self._failed == 1 or _now() - self._told_at >= REMIND_INTERVAL:
+            self._told_at = _now()
             logger.warning(
                 "the channel layer did not take a message of database %s for %s: %r; hubs will heal",
                 self._database,
                 group,
                 error,
             )
+
+    def _note_sent(self, group: str) -> None:
+        if self._failed and group == self._failing:
+            logger.info(
+                "the channel layer takes messages of database %s again; it did not take %d",
+                self._database,
+                self._failed,
+            )
+            self._failed = 0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

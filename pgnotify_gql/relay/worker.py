@@ -6,23 +6,26 @@ from __future__ import annotations
 
 from functools import partial
 
+from channels.exceptions import InvalidChannelLayerError
 from channels.layers import get_channel_layer
 
 from ..conf import Settings, database_conninfo, get_settings
 from ..errors import ConfigurationError
 from ..listener import Listener, Timing, connect
-from .relay import Layer, Relay
+from .relay import SEND_TIMEOUT, Layer, Relay
 
 
 def build_listener(alias: str, settings: Settings | None = None) -> Listener:
     """Return a listener for a database and the configured channel layer.  Raises ConfigurationError."""
     settings = settings or get_settings()
+    times = timing(settings)
     return Listener(
         partial(connect, database_conninfo(settings, alias), session_timeout=settings.SESSION_TIMEOUT),
-        Relay(channel_layer(settings), database=alias),
+        # A leader that waits for the layer asks the database nothing meanwhile.
+        Relay(channel_layer(settings), database=alias, send_timeout=min(SEND_TIMEOUT, times.longest_silence)),
         database=alias,
         polls=settings.WAKE == "poll",
-        timing=timing(settings),
+        timing=times,
     )
 
 
@@ -38,7 +41,10 @@ def timing(settings: Settings) -> Timing:
 
 def channel_layer(settings: Settings) -> Layer:
     """Return the configured channel layer.  Raises ConfigurationError."""
-    layer: Layer | None = get_channel_layer(settings.CHANNEL_LAYER)
+    try:
+        layer: Layer | None = get_channel_layer(settings.CHANNEL_LAYER)
+    except InvalidChannelLayerError as error:
+        raise ConfigurationError(str(error)) from error
     if layer is None:
         raise ConfigurationError(f"CHANNEL_LAYERS has no '{settings.CHANNEL_LAYER}': configure a channel layer")
     return layer

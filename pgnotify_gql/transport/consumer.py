@@ -100,9 +100,6 @@ class GraphqlSubscriptionConsumer:
             except ConfigurationError as error:
                 logger.error("sockets cannot be served: %s", error)
                 await _close(send, CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
-            except Exception as error:
-                logger.error("sockets cannot be served while the channel layer fails: %r", error)
-                await _close(send, CloseCode.TRY_AGAIN_LATER, "Try again later")
             else:
                 await self._serve(protocol, hub, receive, send)
 
