@@ -146,10 +146,11 @@ def database_conninfo(settings: Settings, alias: str) -> str:
     """
     Return the libpq connection string of listener and hubs for a database.
 
-    It is that of LISTENER_CONNINFO, or made from the parameters of the Django alias; options of the alias that are
-    Django's or psycopg's and not libpq's are left out.  Raises ConfigurationError.
+    It is that of LISTENER_CONNINFO, which stands for databases that are followed only, or made from the parameters of
+    the Django alias; options of the alias that are Django's or psycopg's and not libpq's are left out.  Raises
+    ConfigurationError.
     """
-    listed = settings.LISTENER_CONNINFO
+    listed = settings.LISTENER_CONNINFO if alias in settings.DATABASES else ""
     if conninfo := listed.get(alias, "") if isinstance(listed, Mapping) else listed:
         return conninfo
     if alias not in connections:

@@ -24,8 +24,13 @@ from .watch import Watch, column_of
 CHUNK_ROWS = 1_000
 """Changes in one journal row at most: bounds what a reader holds in memory at once."""
 
-CHUNK_BYTES = 1_000_000
-"""A journal row is closed once its images passed this size (one row's image may be larger)."""
+CHUNK_BYTES = 100_000
+"""
+A journal row is closed once its images passed this size (one row's image may be larger).
+
+A reader takes some hundred journal rows at a time, and holds them in memory.  Journal rows ten times as large made an
+UPDATE of 50,000 rows with images no faster (1.06 s against 1.07, medians of 7, PostgreSQL 18).
+"""
 
 PLAIN_KEYS = frozenset(
     {

@@ -20,12 +20,13 @@ def add_database(parser: ArgumentParser) -> None:
 
 def add_lock_timeout(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--lock-timeout", type=_seconds, default=LOCK_TIMEOUT, metavar="SECONDS",
+        "--lock-timeout", type=seconds, default=LOCK_TIMEOUT, metavar="SECONDS",
         help="queue for a busy table at most so long, then try again (default: %(default)s)",
     )  # fmt: skip
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Return what an option means that takes seconds.  Raises ArgumentTypeError."""
     try:
         seconds = float(text)
     except ValueError:

@@ -10,7 +10,6 @@ import stat
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import partial
@@ -25,7 +24,7 @@ from django.utils import timezone
 
 from ...capture.kinds import ALL_KINDS, Kind
 from ...capture.registry import registry
-from ...conf import NAME, Settings, database_conninfo, get_settings
+from ...conf import NAME, database_conninfo, get_settings
 from ...errors import CursorError, PgnotifyGqlError
 from ...journal.bookmark import Bookmark
 from ...journal.sighting import Sighting
@@ -108,7 +107,7 @@ class Command(BaseCommand):
         settings = get_settings()
         # A session timeout, so that no transaction stays open while a pager shows the middle of a long backlog.
         opening = partial(
-            connect, _conninfo(settings, alias),
+            connect, database_conninfo(settings, alias),
             session_timeout=settings.SESSION_TIMEOUT, application_name=APPLICATION_NAME,
         )  # fmt: skip
         return Tail(opening, registry.get, self._remark, database=alias, retention=settings.RETENTION, **options)
@@ -192,13 +191,6 @@ class Command(BaseCommand):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, descriptor)
         os.close(nowhere)
-
-
-def _conninfo(settings: Settings, alias: str) -> str:
-    if alias not in settings.DATABASES:
-        # One connection string stands for the one database that is followed.
-        settings = replace(settings, LISTENER_CONNINFO="")
-    return database_conninfo(settings, alias)
 
 
 async def _warnings(tail: Tail, alias: str, labels: list[str]) -> list[str]:
