@@ -8,7 +8,9 @@ run.
 
 import os
 import shutil
+import subprocess
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,26 @@ def require(program: str) -> Path:
         if path := shutil.which(name, path=SEARCH_PATH):
             return Path(path)
     pytest.skip(f"{program} is not installed")
+
+
+def require_network_namespaces() -> None:
+    """Skip the test, with the reason, where this user may make no network namespaces; only root usually may."""
+    if reason := _refusal_of_namespaces(str(require("ip"))):
+        pytest.skip(f"network namespaces cannot be made: {reason}")
+
+
+@cache
+def _refusal_of_namespaces(program: str) -> str:
+    """Why a namespace with a link of its own cannot be made; empty where it can."""
+    name = f"pgngtry{os.getpid()}"
+    added = subprocess.run([program, "netns", "add", name], capture_output=True, text=True, check=False)
+    if added.returncode:
+        return added.stderr.strip()
+    try:
+        link = [program, "-n", name, "link", "add", "type", "veth"]
+        return subprocess.run(link, capture_output=True, text=True, check=False).stderr.strip()
+    finally:
+        subprocess.run([program, "netns", "del", name], capture_output=True, check=False)
 
 
 class SkippedTests:
