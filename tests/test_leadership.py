@@ -7,16 +7,17 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Any
 
+import psycopg
 import pytest
 
 from pgnotify_gql import names
 from pgnotify_gql.journal.reader import Batch, Connection, read_new
 from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.journal.state import LeadershipLostError, begin_epoch, resign, store_relayed
-from pgnotify_gql.listener import Listener, Timing
+from pgnotify_gql.listener import Listener, Timing, leadership
 from pgnotify_gql.listener import listener as listener_module
 from pgnotify_gql.listener import term as term_module
-from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, try_to_lead
+from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, Guard, try_to_lead
 from tests.support.databases import Database
 from tests.support.feed import (
     EVENT_TIMEOUT,
@@ -269,3 +270,96 @@ async def test_nothing_is_handed_to_the_sink_between_two_terms(database_triggers
             await recorder.has(f"message {number}")
             terminate(database_triggers, "test leader")
             await recorder.until(partial(recorder.led, number + 2))
+
+
+# A leader that holds the lock and does nothing.
+
+
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby looks whenever it is asked to."""
+    monkeypatch.setattr(leadership, "LOOK_INTERVAL", 0)
+
+
+STORED = "update pgnotify_gql.journal_state set relayed_at = clock_timestamp() - make_interval(secs => %s)"
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_a_leader_that_stores_nothing_is_ended_at_the_second_look(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = Guard(10, "default")
+    async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
+        assert await tried(leader)
+        await other.execute(STORED, [11])
+        await guard.look(other)
+        await leader.execute("select 1")
+        await guard.look(other)
+        await eventually(lambda: not lock_holders(database, names.LEADER_LOCK))
+        with pytest.raises(psycopg.OperationalError):
+            await leader.execute("select 1")
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.getMessage().endswith("has stored nothing for more than 10 s: its session was ended")
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_a_leader_that_stores_is_left_alone(database: Database) -> None:
+    guard = Guard(10, "default")
+    async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
+        assert await tried(leader)
+        for seconds in (0, 5, 9):
+            await other.execute(STORED, [seconds])
+            await guard.look(other)
+        await leader.execute("select 1")
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_a_new_leader_is_not_taken_for_the_one_before_it(database: Database) -> None:
+    """It may have the lock, and not yet have stored anything: the time is that of the last one."""
+    guard = Guard(10, "default")
+    async with opened(database.conninfo) as other:
+        for _ in range(3):
+            async with opened(database.conninfo) as leader:
+                assert await tried(leader)
+                await other.execute(STORED, [3600])
+                await guard.look(other)
+                await leader.execute("select 1")
+            await eventually(lambda: not lock_holders(database, names.LEADER_LOCK))
+
+
+async def test_a_term_begins_with_a_stored_time(database: Database) -> None:
+    async with opened(database.conninfo) as leader:
+        await leader.execute(STORED, [3600])
+        assert await tried(leader)
+        result = await leader.execute("select clock_timestamp() - relayed_at from pgnotify_gql.journal_state")
+        ((age,),) = await result.fetchall()
+    assert age.total_seconds() < 60
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_a_standby_that_may_not_end_the_leader_says_who_has_to(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = Guard(10, "default")
+    with database.server.connect() as admin:
+        admin.execute("drop role if exists stranger")
+        admin.execute("create role stranger login")
+    with database.connect() as owner:
+        owner.execute("grant usage on schema pgnotify_gql to stranger")
+        owner.execute("grant select on pgnotify_gql.journal_state to stranger")
+    try:
+        async with (
+            opened(database.conninfo) as leader,
+            opened(psycopg.conninfo.make_conninfo(database.conninfo, user="stranger")) as other,
+        ):
+            assert await tried(leader)
+            await leader.execute(STORED, [11])
+            await guard.look(other)
+            await guard.look(other)
+            await leader.execute("select 1")
+    finally:
+        with database.connect() as owner:
+            owner.execute("drop owned by stranger")
+            owner.execute("drop role stranger")
+    assert "may not be ended by this standby" in caplog.text
+    assert "call pg_terminate_backend(), and let all listeners connect as one role" in caplog.text

@@ -206,4 +206,8 @@ class Listener:
 
 
 def _sentence(error: BaseException | None) -> str:
-    return " ".join(str(error).split())
+    sentence = " ".join(str(error).split())
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        # Waited for as well: a failover may make it the primary.
+        sentence += "; it is a replica: name the primary, or every server with target_session_attrs=read-write"
+    return sentence
