@@ -50,6 +50,10 @@ epoch, and all of them share two cores with the writers and with other tests."""
 
 FREEZE_BOUND = SESSION_TIMEOUT + SLACK
 
+TWO_LOOKS = 2.0
+"""Seconds more where the server ends nothing by itself: a standby looks at its leader once a second, and ends its
+session when it finds it stuck twice."""
+
 PATIENCE = 40.0
 """Seconds for what has no bound but must happen: pauses between two tries to connect grow to several."""
 
@@ -273,7 +277,6 @@ async def back_as_standby(old: Process, new: Process) -> None:
     assert len(epochs(old)) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a message may take 2 s, whatever the session time-out")
 async def test_a_leader_frozen_while_it_sends_does_not_go_on_sending_what_another_has_relayed(
     database_triggers: Database, redis_server: RedisServer, run_listener: Start, record_property: Note
 ) -> None:
@@ -353,10 +356,7 @@ def write_large(room: Room, prefix: str) -> None:
         )
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TimeoutError, reason="no time-out applies to a server that is blocked while it sends"
-)
-async def test_a_leader_frozen_in_the_middle_of_a_large_batch_is_followed_within_the_session_timeout(
+async def test_a_leader_frozen_in_the_middle_of_a_large_batch_is_ended_by_a_standby_and_followed(
     database_triggers: Database, redis_server: RedisServer, run_listener: Start, record_property: Note
 ) -> None:
     """Over a unix socket, where no time-out of TCP helps."""
@@ -367,9 +367,8 @@ async def test_a_leader_frozen_in_the_middle_of_a_large_batch_is_followed_within
         before = last_epoch([old])
         written, frozen = await frozen_while_it_reads(old, played)
         with played.load.running():
-            await eventually(lambda: epochs(new), 2 * FREEZE_BOUND)
             _, taken = await played.succeeded([new], before, frozen, "frozen while it reads")
-            assert taken < FREEZE_BOUND
+            assert taken < FREEZE_BOUND + TWO_LOOKS
             old.resume()
             await back_as_standby(old, new)
             await played.at_work()
