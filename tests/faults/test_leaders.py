@@ -517,7 +517,8 @@ async def test_a_leader_that_is_cut_off_is_followed_within_the_session_timeout_a
     away: Island, listener_away: Callable[[], Process], own_database: Database, redis_server: RedisServer,
     run_listener: Start, record_property: Note, reachable: str,
 ) -> None:  # fmt: skip
-    old = await asyncio.to_thread(listener_away)
+    log = own_database.server.log_file
+    old, said_before = await asyncio.to_thread(listener_away), len(log.read_text())
     assert leads(old)
     new = await asyncio.to_thread(
         run_listener, own_database, redis_server, banner="standing by", environment=ENVIRONMENT
@@ -540,7 +541,7 @@ async def test_a_leader_that_is_cut_off_is_followed_within_the_session_timeout_a
             await played.at_work()
         await played.all_arrived()
         assert len(played.stale()) <= IN_HAND
-    assert "due to idle-session timeout" in own_database.server.log_file.read_text()
+    assert "due to idle-session timeout" in log.read_text()[said_before:]
 
 
 async def test_a_standby_that_was_cut_off_stands_by_again_and_leads_when_it_has_to(
