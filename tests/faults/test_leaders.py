@@ -50,8 +50,16 @@ epoch, and all of them share two cores with the writers and with other tests."""
 
 FREEZE_BOUND = SESSION_TIMEOUT + SLACK
 
+TWO_LOOKS = 2.0
+"""Seconds more where the server ends nothing by itself: a standby looks at its leader once a second, and ends its
+session when it finds it stuck twice."""
+
 PATIENCE = 40.0
 """Seconds for what has no bound but must happen: pauses between two tries to connect grow to several."""
+
+IN_HAND = 1
+"""Messages that may come late, of a leader that was stopped in the middle of handing one to the layer: it went on with
+that when it was back, or the network had it. Hubs know it by its epoch, so subscribers do not notice."""
 
 STATES = "leading database|standing by"
 LISTENER = "pgnotify_gql listener"
@@ -138,6 +146,15 @@ class Scene:
         self._note(f"{what}: first change after", round(time.monotonic() - since, 3))
         assert len(self.holders()) == 1
         return leader, taken
+
+    def holds_back(self) -> bool:
+        """Whether the leader is awake and has not asked the database for long: it is busy with a batch."""
+        with self.database.server.connect() as admin:
+            found = admin.execute(
+                "select state_change < clock_timestamp() - interval '100 ms' from pg_stat_activity where pid = any(%s)",
+                [lock_holders(self.database, names.AWAKE_LOCK)],
+            ).fetchall()
+        return found == [(True,)]
 
     def epochs_relayed(self) -> list[int]:
         """The epochs of all messages of changes, in the order in which they came."""
@@ -249,8 +266,7 @@ async def test_a_frozen_leader_is_followed_within_the_session_timeout_and_comes_
             await back_as_standby(old, new)
             await played.at_work()
         await played.all_arrived()
-        record_property("stale", played.stale())
-        assert played.stale() == []
+        assert len(played.stale()) <= (IN_HAND if moment == "awake" else 0)
 
 
 async def back_as_standby(old: Process, new: Process) -> None:
@@ -259,6 +275,32 @@ async def back_as_standby(old: Process, new: Process) -> None:
     assert re.search(LOST, old.log)
     assert leads(new)
     assert len(epochs(old)) == 1
+
+
+async def test_a_leader_frozen_while_it_sends_does_not_go_on_sending_what_another_has_relayed(
+    database_triggers: Database, redis_server: RedisServer, run_listener: Start, record_property: Note
+) -> None:
+    """It asks Redis for the members of a group, and is frozen until another leads; the answer waits for it."""
+    old, new = await started(run_listener, 2, database_triggers, redis_server)
+    async with scene(database_triggers, redis_server, record_property) as played:
+        before = last_epoch([old])
+        redis_server.pause()
+        try:
+            played.room.say("being sent")
+            await eventually(lambda: played.holds_back())
+            old.pause()
+            frozen = time.monotonic()
+        finally:
+            redis_server.resume()
+        _, taken = await played.succeeded([new], before, frozen, "frozen while it sends")
+        assert taken < FREEZE_BOUND
+        await played.subscriber.has("being sent")
+        old.resume()
+        await back_as_standby(old, new)
+        played.room.say("afterwards")
+        await played.subscriber.has("afterwards")
+        assert played.subscriber.received.count("being sent") == 1
+        assert played.stale() == []
 
 
 LARGE_ROW = 300_000
@@ -314,10 +356,7 @@ def write_large(room: Room, prefix: str) -> None:
         )
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TimeoutError, reason="no time-out applies to a server that is blocked while it sends"
-)
-async def test_a_leader_frozen_in_the_middle_of_a_large_batch_is_followed_within_the_session_timeout(
+async def test_a_leader_frozen_in_the_middle_of_a_large_batch_is_ended_by_a_standby_and_followed(
     database_triggers: Database, redis_server: RedisServer, run_listener: Start, record_property: Note
 ) -> None:
     """Over a unix socket, where no time-out of TCP helps."""
@@ -328,9 +367,8 @@ async def test_a_leader_frozen_in_the_middle_of_a_large_batch_is_followed_within
         before = last_epoch([old])
         written, frozen = await frozen_while_it_reads(old, played)
         with played.load.running():
-            await eventually(lambda: epochs(new), 2 * FREEZE_BOUND)
             _, taken = await played.succeeded([new], before, frozen, "frozen while it reads")
-            assert taken < FREEZE_BOUND
+            assert taken < FREEZE_BOUND + TWO_LOOKS
             old.resume()
             await back_as_standby(old, new)
             await played.at_work()
@@ -358,13 +396,16 @@ class Local:
 # Ended by the server
 
 
+TIMES = 4
+
+
 async def test_a_leader_whose_session_is_ended_again_and_again_is_followed_each_time_within_a_second(
     database_triggers: Database, redis_server: RedisServer, run_listener: Start, record_property: Note
 ) -> None:
     listeners = await started(run_listener, 2, database_triggers, redis_server)
     async with scene(database_triggers, redis_server, record_property) as played:
         with played.load.running():
-            for _ in range(4):
+            for _ in range(TIMES):
                 await played.at_work()
                 await eventually(lambda: sorted(map(state, listeners)) == STATES.split("|"))
                 (session,), before = played.holders(), last_epoch(listeners)
@@ -376,7 +417,7 @@ async def test_a_leader_whose_session_is_ended_again_and_again_is_followed_each_
             await played.at_work()
             await eventually(lambda: sorted(map(state, listeners)) == STATES.split("|"))
         await played.all_arrived()
-        assert played.stale() == []
+        assert len(played.stale()) <= TIMES * IN_HAND
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +458,7 @@ async def test_after_a_restart_of_the_server_under_load_one_leads_and_the_other_
             assert len(played.holders()) == 1
             await played.at_work()
         await played.all_arrived()
-        assert played.stale() == []
+        assert len(played.stale()) <= IN_HAND
 
 
 # Cut off
@@ -476,7 +517,8 @@ async def test_a_leader_that_is_cut_off_is_followed_within_the_session_timeout_a
     away: Island, listener_away: Callable[[], Process], own_database: Database, redis_server: RedisServer,
     run_listener: Start, record_property: Note, reachable: str,
 ) -> None:  # fmt: skip
-    old = await asyncio.to_thread(listener_away)
+    log = own_database.server.log_file
+    old, said_before = await asyncio.to_thread(listener_away), len(log.read_text())
     assert leads(old)
     new = await asyncio.to_thread(
         run_listener, own_database, redis_server, banner="standing by", environment=ENVIRONMENT
@@ -498,10 +540,8 @@ async def test_a_leader_that_is_cut_off_is_followed_within_the_session_timeout_a
             record_property("stands by after", round(time.monotonic() - healed, 3))
             await played.at_work()
         await played.all_arrived()
-        record_property("stale", played.stale())
-        # A message that was under way when the road was cut, TCP brings when it is healed; hubs know it by its epoch.
-        assert len(played.stale()) <= (1 if reachable == "nothing" else 0)
-    assert "due to idle-session timeout" in own_database.server.log_file.read_text()
+        assert len(played.stale()) <= IN_HAND
+    assert "due to idle-session timeout" in log.read_text()[said_before:]
 
 
 async def test_a_standby_that_was_cut_off_stands_by_again_and_leads_when_it_has_to(
@@ -529,8 +569,8 @@ async def test_a_standby_that_was_cut_off_stands_by_again_and_leads_when_it_has_
         await played.all_arrived()
 
 
-CUT_OFF = 300
-"""Transactions of each writer while a hub is cut off: more messages than the layer keeps for it."""
+CUT_OFF = 150
+"""Messages while a hub is cut off: more than the layer keeps for it, which is 100."""
 
 
 async def test_a_hub_that_was_cut_off_gives_its_subscriber_everything_once_the_network_is_back(
@@ -546,8 +586,8 @@ async def test_a_hub_that_was_cut_off_gives_its_subscriber_everything_once_the_n
         with played.load.running():
             await played.at_work()
             with cut(away):
-                packets = away.packets(hub)
-                await eventually(played.load.grown_by(CUT_OFF), PATIENCE)
+                packets, before = away.packets(hub), len(played.epochs_relayed())
+                await played.relayed.until(lambda: len(played.epochs_relayed()) > before + CUT_OFF, PATIENCE)
                 assert away.packets(hub) == packets, "the cut was not silent"
             healed = time.monotonic()
             await played.at_work()

@@ -97,10 +97,12 @@ class PostgresServer:
         atexit.register(self.close)
 
     @classmethod
-    def create(cls, version: str, bin_path: Path) -> Self:
+    def create(cls, version: str, bin_path: Path, **settings: str | int) -> Self:
+        """A server that runs, with settings that differ from those of the others."""
         server = cls(version, bin_path)
         try:
             server._initialise()
+            server.configure(**settings)
             server.start()
         except BaseException:
             server.close()
@@ -125,6 +127,27 @@ class PostgresServer:
             replica.close()
             raise
         return replica
+
+    def configure(self, **settings: str | int) -> None:
+        """Change settings; they are in force from the next start on."""
+        with (self.data_directory / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    def follow(self, primary: Self) -> None:
+        """Start this stopped server, which was the primary until it was stopped, as a replica of the one after it."""
+        with (self.data_directory / "postgresql.auto.conf").open("a") as settings:
+            # There, not in postgresql.conf: where pg_basebackup has written one, it would have the last word.
+            settings.write(f"primary_conninfo = '{primary.conninfo()}'\n")
+        signal_file = self.data_directory / "standby.signal"
+        signal_file.touch()
+        if self.system_user is not None:
+            shutil.chown(signal_file, self.system_user)
+        self.start()
+
+    def promote(self) -> None:
+        """Make this replica a primary, and wait until it is one."""
+        with self.connect() as session:
+            session.execute("select pg_promote(true, %s)", [PG_CTL_TIMEOUT])
 
     def _initialise(self) -> None:
         prepared = get_server(self.data_directory, postgres_version=18, start=False)

@@ -168,7 +168,7 @@ class RedisServer(Process):
 class PgBouncer(Process):
     """A PgBouncer before one database, in transaction mode by default."""
 
-    def __init__(self, database: Database, *, pool_mode: str = "transaction") -> None:
+    def __init__(self, database: Database, *, pool_mode: str = "transaction", **settings: str | float) -> None:
         port = free_port()
         self.database = database
         self.directory = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
@@ -186,6 +186,7 @@ unix_socket_dir =
 auth_type = any
 pool_mode = {pool_mode}
 """
+            + "".join(f"{name} = {value}\n" for name, value in settings.items())
         )
         popen_kwargs: dict[str, Any] = {}
         if server.system_user is not None:
