@@ -235,7 +235,7 @@ class TestLines:
         assert "'ARCHIVE' is not a valid Kind" in unknown
         assert "INSERT" in known
         (only,) = shown("--since", begin, "--kind", "INSERT")
-        assert only == known
+        assert only.split("  xid")[0] == known.split("  xid")[0]
 
     def test_never_hold_what_a_terminal_would_obey(self, database_triggers: Database, room: Room) -> None:
         begin = cursor_of(database_triggers)

@@ -1,17 +1,16 @@
 """
 The feed: what a hub receives of one database.
 
-Each database has a journal, leaders and epochs of its own, and a feed in every hub: a channel of the layer, a
+Each database has a journal, leaders and epochs of its own, and a feed in every hub: a receiver at the channel layer, a
 connection to the journal, and an intake for each of its models that some operation waits for.  Feeds share nothing, so
 that a database that is away, or has no listener, keeps no other waiting.
 
 A feed joins a model's group before it takes the cursor, so that no change falls between.  Messages are taken in order
 by the model's intake; a gap is healed from the journal before anything later is dispatched.
 
-On failure: a layer that fails, at the start or later, is tried again, and the journal is read meanwhile; its groups are
-joined again now and then, since a layer may forget them without a word (a flushed Redis, an expired membership).  What
-was missed shows as a gap.  When nothing at all comes through it (no listener, a layer that hangs) the journal is read
-now and then as well.  While the database is away healing waits, and with it the feed.
+On failure: what the layer lost shows as a gap.  While it fails, and when nothing at all comes through it (no listener,
+a layer that hangs), the journal is read now and then instead.  While the database is away healing waits, and with it
+the feed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import psycopg
@@ -32,38 +31,13 @@ from ..journal.change import JournalRow
 from ..relay.messages import CHANGES, HEARTBEAT, ChangesMessage, HeartbeatMessage
 from .intake import Intake
 from .reader import RETRY_FIRST, RETRY_MAX, HubReader
+from .receiver import Layer, Receiver
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
 SILENCE = 15.0
 """Seconds without any message of a database after which the layer is no longer trusted: a sleeping listener's
 heartbeat comes every 5, by default."""
-
-RENEW_INTERVAL = 5.0
-"""Seconds after which the groups are joined again, at most: for so long a flushed Redis goes unnoticed. Joining one
-costs it two commands."""
-
-RENEWALS = 3
-"""How often the groups are joined within the time after which the layer forgets members."""
-
-LAYER_RETRY = 0.5
-"""Seconds before a layer that failed is tried again; the journal is read as often."""
-
-LAYER_TIMEOUT = 2.0
-"""Seconds that the layer may take to join or leave a group: one that hangs must hold up neither a subscriber nor the
-feed."""
-
-
-class Layer(Protocol):
-    """What a hub needs of a channel layer."""
-
-    async def new_channel(self, prefix: str = ...) -> str: ...
-
-    async def receive(self, channel: str) -> dict[str, Any]: ...
-
-    async def group_add(self, group: str, channel: str) -> None: ...
-
-    async def group_discard(self, group: str, channel: str) -> None: ...
 
 
 class Dispatcher(Protocol):
@@ -79,7 +53,7 @@ class Feed:
 
     def __init__(self, layer: Layer, reader: HubReader, dispatcher: Dispatcher, *, silence: float = SILENCE) -> None:
         self.database = reader.database
-        self._layer = layer
+        self._receiver = Receiver(layer, reader.database)
         self._reader = reader
         self._dispatcher = dispatcher
         self._silence = silence
@@ -91,16 +65,14 @@ class Feed:
         self._joining = asyncio.Lock()
         self._taking = asyncio.Lock()
         self._heard_at = self._did_without_at = 0.0
-        self._failing = False
-        self._renew_interval = min(RENEW_INTERVAL, getattr(layer, "group_expiry", RENEW_INTERVAL) / RENEWALS)
-        self._channel = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Open the channel, if the layer is there, and begin to receive."""
-        await self._join_groups()
+        """Begin to receive; a layer that is away is waited for meanwhile."""
+        await self._receiver.join(names.heartbeat_group())
+        self._receiver.start()
         self._tasks = [
-            asyncio.create_task(self._receive(), name=f"pgnotify_gql hub {self.database}"),
+            asyncio.create_task(self._handle_messages(), name=f"pgnotify_gql hub {self.database}"),
             asyncio.create_task(self._watch(), name=f"pgnotify_gql hub watch {self.database}"),
         ]
 
@@ -109,10 +81,7 @@ class Feed:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(Exception):
-            async with asyncio.timeout(LAYER_TIMEOUT):
-                for group in self._groups():
-                    await self._layer.group_discard(group, self._channel)
+        await self._receiver.close()
         await self._reader.close()
 
     async def join(self, label: str) -> None:
@@ -134,9 +103,7 @@ class Feed:
                 return
             del self._waiting[label]
             self._intakes.pop(label, None)
-            with suppress(Exception):
-                async with asyncio.timeout(LAYER_TIMEOUT):
-                    await self._layer.group_discard(names.model_group(label), self._channel)
+            await self._receiver.leave(names.model_group(label))
 
     async def _join_model(self, label: str) -> None:
         async with self._joining:
@@ -144,7 +111,7 @@ class Feed:
                 return
             self._early[label] = None
             try:
-                await self._join_group(names.model_group(label))
+                await self._receiver.join(names.model_group(label))
                 await self._begin(Intake(label, await self._reader.current()))
             finally:
                 del self._early[label]
@@ -163,26 +130,16 @@ class Feed:
             if early := self._early[intake.label]:
                 await self._heal(intake, *early)
 
-    async def _receive(self) -> None:
+    async def _handle_messages(self) -> None:
         while True:
-            try:
-                message = await self._next_message()
-            except Exception as error:
-                self._note_failed(error)
-                await asyncio.sleep(LAYER_RETRY)
-                await self._join_groups()
+            message = await self._receiver.next()
+            if message is None:
                 await self._read_journal()
                 continue
-            self._note_works()
             try:
                 await self._handle(message)
             except Exception:
                 logger.exception("a message of the channel layer could not be handled")
-
-    async def _next_message(self) -> dict[str, Any]:
-        if not self._channel:
-            raise ConnectionError("it has not given a channel yet")
-        return await self._layer.receive(self._channel)
 
     async def _handle(self, message: dict[str, Any]) -> None:
         if message["database"] != self.database:
@@ -263,8 +220,8 @@ class Feed:
     async def _watch(self) -> None:
         self._heard_at = _now()
         while True:
-            await asyncio.sleep(min(self._silence / 3, self._renew_interval))
-            await self._join_groups()
+            await asyncio.sleep(min(self._silence / 3, self._receiver.renew_interval))
+            await self._receiver.join_again()
             now = _now()
             if now - self._heard_at > self._silence and now - self._did_without_at >= self._silence / 3:
                 self._did_without_at = now
@@ -278,47 +235,13 @@ class Feed:
             _now() - self._heard_at,
             self._silence / 3,
         )
+        await self._receiver.restart()
         await self._read_journal()
 
     async def _read_journal(self) -> None:
         async with self._taking:
             for intake in list(self._intakes.values()):
                 await self._catch_up(intake)
-
-    async def _join_groups(self) -> None:
-        for group in self._groups():
-            if not await self._join_group(group):
-                return
-
-    async def _join_group(self, group: str) -> bool:
-        """Join a group, or leave it to the next time: what it misses shows as a gap, or as silence."""
-        try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
-                if not self._channel:
-                    self._channel = await self._layer.new_channel()
-                await self._layer.group_add(group, self._channel)
-        except Exception as error:
-            self._note_failed(error)
-            return False
-        return True
-
-    def _note_failed(self, error: Exception) -> None:
-        # Once, however often it is tried.
-        if not self._failing:
-            logger.warning(
-                "the channel layer failed (%r); it is tried again, and the journal of database %s read meanwhile",
-                error,
-                self.database,
-            )
-        self._failing = True
-
-    def _note_works(self) -> None:
-        if self._failing:
-            logger.info("the channel layer brings changes of database %s again", self.database)
-        self._failing = False
-
-    def _groups(self) -> list[str]:
-        return [names.heartbeat_group(), *map(names.model_group, self._intakes)]
 
 
 def _now() -> float:

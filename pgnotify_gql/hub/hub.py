@@ -17,9 +17,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from ..capture.registry import registry
 from ..journal.change import JournalRow
 from .executor import Executor
-from .feed import SILENCE, Feed, Layer
+from .feed import SILENCE, Feed
 from .operations import Cohort, Operation, Resync, cohort_key
 from .reader import HubReader
+from .receiver import Layer
 from .topics import TopicIndex
 
 logger = logging.getLogger("pgnotify_gql.hub")

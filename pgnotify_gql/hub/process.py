@@ -23,9 +23,9 @@ from ..errors import PgnotifyGqlError
 from ..listener import connect
 from ..relay.worker import build_listener, channel_layer, timing
 from .executor import Executor
-from .feed import Layer
 from .hub import Hub
 from .reader import HubReader
+from .receiver import Layer
 
 logger = logging.getLogger("pgnotify_gql.hub")
 

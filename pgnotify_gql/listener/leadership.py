@@ -39,14 +39,17 @@ STANDBY_INTERVAL = 0.25
 LOOK_INTERVAL = 1.0
 """Seconds between two looks of a standby at its leader."""
 
-# Advisory locks of two keys have objsubid 2.
+# Advisory locks of two keys have objsubid 2. A backend that works, or waits for a lock, is not stuck for want of its
+# client; what it does is hidden (state is null) from other roles.
 STUCK: LiteralString = """
     select l.pid
     from pgnotify_gql.journal_state s, pg_locks l
     join pg_database d on d.oid = l.database
+    join pg_stat_activity a on a.pid = l.pid
     where d.datname = current_database() and l.locktype = 'advisory' and l.objsubid = 2
         and l.classid = %s and l.objid = %s and l.granted
         and s.relayed_at < clock_timestamp() - make_interval(secs => %s)
+        and (a.wait_event_type = 'Client' or a.state is null)
 """
 
 
@@ -81,6 +84,7 @@ class Guard:
         self._database = database
         self._looked_at = 0.0
         self._suspect: int | None = None
+        self._refused: int | None = None
 
     async def look(self, connection: Connection) -> None:
         """Look, if it is time to.  Raises psycopg.Error."""
@@ -99,6 +103,9 @@ class Guard:
         try:
             await connection.execute("select pg_terminate_backend(%s)", [pid])
         except psycopg.errors.InsufficientPrivilege as error:
+            if self._refused == pid:
+                return
+            self._refused = pid
             logger.error(
                 "the leader of database %s (backend %d) has stored nothing for more than %g s, and may not be ended by "
                 "this standby (%s): call pg_terminate_backend(), and let all listeners connect as one role",

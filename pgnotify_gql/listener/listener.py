@@ -130,8 +130,8 @@ class Listener:
 
     async def _serve(self, connection: Connection) -> None:
         await require_journal(connection, self._database)
-        doorbell = await self._doorbell(connection)
         direct = await is_direct(connection)
+        doorbell = await self._doorbell(connection, direct)
         led = await self._stand_by(connection, doorbell, direct)
         if led is None:
             return
@@ -170,15 +170,13 @@ class Listener:
         self._settled = True
         self._told = None
 
-    async def _doorbell(self, connection: Connection) -> Doorbell:
+    async def _doorbell(self, connection: Connection, direct: bool) -> Doorbell:
         if self._polls:
             return PolledDoorbell(connection, self._timing.poll_interval)
         doorbell = Doorbell(connection)
         # LISTEN before anything is read: what commits afterwards either rings or is read.
         await doorbell.listen()
-        async with await self._connect() as other:
-            heard = await doorbell.hears(other)
-        if heard:
+        if await self._hears(doorbell, direct):
             # The session is ours alone, and the statement that reads the journal runs hundreds of times a second.
             connection.prepare_threshold = PREPARE_THRESHOLD
             return doorbell
@@ -189,6 +187,23 @@ class Listener:
             self._timing.poll_interval,
         )
         return PolledDoorbell(connection, self._timing.poll_interval)
+
+    async def _hears(self, doorbell: Doorbell, direct: bool) -> bool:
+        try:
+            other = await self._connect()
+        except psycopg.OperationalError as error:
+            # As when the server is full: whoever has one connection must not lose it for want of another. The session
+            # is our own, so that no pooler takes its bells; the safety poll covers whatever else does.
+            if not direct:
+                raise
+            logger.warning(
+                "no second connection to database %s (%s): whether bells are heard could not be tried",
+                self._database,
+                _sentence(error),
+            )
+            return True
+        async with other:
+            return await doorbell.hears(other)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -17,9 +17,10 @@ import psycopg
 
 from pgnotify_gql import names
 from pgnotify_gql.hub.executor import Executor
-from pgnotify_gql.hub.feed import Feed, Layer
+from pgnotify_gql.hub.feed import Feed
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.reader import HubReader
+from pgnotify_gql.hub.receiver import Layer
 from pgnotify_gql.journal import Change, JournalRow, Snapshot
 from pgnotify_gql.journal.reader import Batch, Connection
 from pgnotify_gql.listener import Listener, Sink, Timing, connect
