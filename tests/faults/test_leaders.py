@@ -111,6 +111,13 @@ class Brief(Subscriber):
         return super().execute(change)[:40].rstrip('"') + '"'
 
 
+# It reads every few milliseconds, but for when it is asleep, or busy with a batch.
+SILENT = """
+    select state_change > %s and state_change < clock_timestamp() - interval '100 ms'
+    from pg_stat_activity where pid = any(%s)
+"""
+
+
 class Scene:
     """A load, a hub with a subscriber, and what the listeners send to it."""
 
@@ -147,14 +154,16 @@ class Scene:
         assert len(self.holders()) == 1
         return leader, taken
 
-    def holds_back(self) -> bool:
-        """Whether the leader is awake and has not asked the database for long: it is busy with a batch."""
-        with self.database.server.connect() as admin:
-            found = admin.execute(
-                "select state_change < clock_timestamp() - interval '100 ms' from pg_stat_activity where pid = any(%s)",
-                [lock_holders(self.database, names.AWAKE_LOCK)],
-            ).fetchall()
-        return found == [(True,)]
+    def hands_over(self) -> Callable[[], bool]:
+        """Whether the leader has read what was committed before this call, and has asked for no more since."""
+        ((now,),) = self.room.connection.execute("select clock_timestamp()").fetchall()
+
+        def is_silent() -> bool:
+            with self.database.server.connect() as admin:
+                found = admin.execute(SILENT, [now, self.holders()]).fetchall()
+            return found == [(True,)]
+
+        return is_silent
 
     def epochs_relayed(self) -> list[int]:
         """The epochs of all messages of changes, in the order in which they came."""
@@ -232,8 +241,11 @@ async def test_a_leader_killed_in_its_sleep_is_followed_within_a_second(
         leader.send_signal(signal.SIGKILL)
         killed = time.monotonic()
         leader.wait()
+        played.room.say("while nobody leads")
         with played.load.running():
             _, taken = await played.succeeded([standby], before, killed, "killed asleep")
+            # Relayed, and not only healed by the hub.
+            await played.relayed.until(played.relayed.contains("while nobody leads"))
             assert taken < CRASH_BOUND
             await played.at_work()
         await played.all_arrived()
@@ -287,7 +299,7 @@ async def test_a_leader_frozen_while_it_sends_does_not_go_on_sending_what_anothe
         redis_server.pause()
         try:
             played.room.say("being sent")
-            await eventually(lambda: played.holds_back())
+            await eventually(played.hands_over())
             old.pause()
             frozen = time.monotonic()
         finally:
