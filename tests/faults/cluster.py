@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from typing import Any
@@ -96,9 +97,13 @@ class Witness(Subscriber):
         self.told_at.append(time.monotonic())
         super().deliver(payload)
 
-    def seconds_until_told(self, since: float) -> float:
-        """Seconds from a moment until the first change after it."""
-        return next(at for at in self.told_at if at > since) - since
+
+@dataclass(frozen=True)
+class Moment:
+    """A time, and the number of each writer's newest transaction at that time."""
+
+    at: float
+    written: dict[str, int]
 
 
 class WriterConnection(psycopg.Connection):
@@ -127,6 +132,19 @@ class Site:
         self.subscriber = Witness()
         self.load = Load(self.room, partial(WriterConnection.connect, writers or dsn, prepare_threshold=None))
         self._dsn, self._leader = writers or dsn, leader
+
+    def moment(self) -> Moment:
+        """Now, and what the writers have written by now."""
+        written = {w.name: max([*w.committed, *w.doubtful], default=0) for w in self.load.writers}
+        return Moment(time.monotonic(), written)
+
+    def seconds_until_told(self, since: Moment) -> float:
+        """Seconds from a moment until the subscriber was told of something that was written after it."""
+        for text, at in zip(self.subscriber.received, self.subscriber.told_at, strict=True):
+            writer, _, number = text.removeprefix("new ").partition(".")
+            if number.isdecimal() and int(number) > since.written[writer]:
+                return at - since.at
+        raise AssertionError("nothing was written since")
 
     def reconnect(self) -> None:
         """Give the room a connection in place of one that was lost."""

@@ -113,10 +113,10 @@ async def test_the_database_is_restarted_under_load(
         with site.load.running():
             await eventually(site.load.grown_by(20))
             await asyncio.to_thread(server.restart, mode)
-            back = time.monotonic()
+            back = site.moment()
             await eventually(site.load.grown_by(20))
         await site.complete()
-    measured("seconds from the server's return to the first change", site.subscriber.seconds_until_told(back))
+    measured("seconds from the server's return to the first change", site.seconds_until_told(back))
 
 
 @MODES
@@ -162,10 +162,10 @@ async def test_the_database_crashes_again_and_again_under_load(
             for growth in (10, 1, 1, 10, 1, 10):
                 await eventually(site.load.grown_by(growth))
                 await asyncio.to_thread(server.restart, "immediate")
-                back.append(time.monotonic())
+                back.append(site.moment())
             await eventually(site.load.grown_by(20))
         await site.complete()
-    measured("seconds from the server's return to the first change", site.subscriber.seconds_until_told(back[-1]))
+    measured("seconds from the server's return to the first change", site.seconds_until_told(back[-1]))
 
 
 async def test_ids_of_transactions_that_a_crash_took_back_are_not_taken_for_seen(
@@ -235,12 +235,12 @@ async def test_the_primary_changes_places_with_its_replica_twice_under_load(
                 # It ends when the replica has everything.
                 await asyncio.to_thread(old.stop, "fast")
                 await asyncio.to_thread(new.promote)
-                back = time.monotonic()
+                back = site.moment()
                 if old is primary:
                     await asyncio.to_thread(old.follow, new)
             await eventually(site.load.grown_by(20))
         await site.complete()
-    measured("seconds from the promotion to the first change", site.subscriber.seconds_until_told(back))
+    measured("seconds from the promotion to the first change", site.seconds_until_told(back))
 
 
 NOT_USABLE = r"cannot be used \(.*\); trying again in"
@@ -320,7 +320,7 @@ async def test_the_database_is_down_when_listener_and_hub_start_and_both_begin_w
         await eventually(lambda: NO_ANSWER_FOR_SUBSCRIBERS in caplog.text)
         assert not joining.done()
         await asyncio.to_thread(server.start)
-        back = time.monotonic()
+        back = site.moment()
         site.reconnect()
         site.room.say("written since it came up")
         await joining
@@ -331,7 +331,7 @@ async def test_the_database_is_down_when_listener_and_hub_start_and_both_begin_w
         await received.until(received.contains("written since it came up"))
         assert "written before it went down" in received.texts
         await site.complete()
-    measured("seconds from the server's start to the first change", site.subscriber.seconds_until_told(back))
+    measured("seconds from the server's start to the first change", site.seconds_until_told(back))
     assert "Traceback" not in waiting.log
 
 
@@ -415,10 +415,10 @@ async def test_the_leaders_backend_is_terminated_and_the_server_is_full(
             await driven_out(crowded, crowd, "test leader", lambda: bool(refused.search(caplog.text)))
             await eventually(site.load.grown_by(20))
             crowd.leave()
-            room_at = time.monotonic()
-            await site.subscriber.until(lambda: site.subscriber.told_at[-1] > room_at)
+            room_since = site.moment()
+            await site.subscriber.until(lambda: site.subscriber.told_at[-1] > room_since.at)
         await site.complete()
-    measured("seconds from there being room to the first change", site.subscriber.seconds_until_told(room_at))
+    measured("seconds from there being room to the first change", site.seconds_until_told(room_since))
 
 
 @pytest.mark.postgres("18")
@@ -455,8 +455,8 @@ async def test_a_hub_that_has_to_heal_waits_while_the_server_is_full(
             await eventually(site.load.grown_by(20))
             assert not sessions(crowded, "test hub")
             crowd.leave()
-            room_at = time.monotonic()
-            await site.subscriber.until(lambda: site.subscriber.told_at[-1] > room_at)
+            room_since = site.moment()
+            await site.subscriber.until(lambda: site.subscriber.told_at[-1] > room_since.at)
         await site.complete()
 
 
@@ -561,13 +561,13 @@ async def test_a_fault_behind_a_pooler_through_which_the_listener_reads(
         with site.load.running():
             await eventually(site.load.grown_by(20))
             await asyncio.to_thread(fault, server, pooler)
-            back = time.monotonic()
+            back = site.moment()
             await eventually(site.load.grown_by(20))
         await site.complete(rings=False)
         site.room.say("later")
         await site.subscriber.has("later")
         await site.complete(rings=False)
-    measured("seconds from the return to the first change", site.subscriber.seconds_until_told(back))
+    measured("seconds from the return to the first change", site.seconds_until_told(back))
 
 
 @pytest.mark.postgres("18")
