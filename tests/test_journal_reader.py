@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import psycopg
@@ -233,6 +234,20 @@ class TestBacklog:
         writer.execute("select pg_terminate_backend(%s)", [feed.info.backend_pid])
         with pytest.raises(psycopg.OperationalError):
             await anext(parts)
+
+    async def test_that_is_given_up_when_its_connection_was_lost_leaves_no_cursor_open(
+        self, feed: reader.Connection, writer: Connection
+    ) -> None:
+        cursor = await current_snapshot(feed)
+        write_many(writer, 25)
+        parts = read_new(feed, cursor, batch_rows=10)
+        await anext(parts)
+        writer.execute("select pg_terminate_backend(%s, 10000)", [feed.info.backend_pid])
+        with suppress(psycopg.OperationalError):
+            await parts.aclose()
+        # A cursor that is left open is a warning when it is collected, and so an error of this test.
+        del parts
+        gc.collect()
 
     async def test_from_a_cursor_with_transactions_in_progress_has_their_rows_as_well(
         self, database: Database, feed: reader.Connection, writer: Connection

@@ -12,7 +12,7 @@ Rows are in the order of their ids, which is causal for each table row.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -173,7 +173,7 @@ async def _stream(
     try:
         async with connection.transaction():
             after = await current_snapshot(connection)
-            async with AsyncServerCursor(connection, "pgnotify_gql_backlog") as backlog:
+            async with _backlog(connection) as backlog:
                 await backlog.execute(STREAM, parameters)
                 while found := await backlog.fetchmany(batch_rows):
                     yield Batch(cursor, after, [_row(columns) for columns in found], last=False)
@@ -181,6 +181,20 @@ async def _stream(
         if not connection.closed:
             await connection.set_isolation_level(None)
     yield Batch(cursor, after, [])
+
+
+@asynccontextmanager
+async def _backlog(connection: Connection) -> AsyncGenerator[AsyncServerCursor[tuple[Any, ...]], None]:
+    backlog = AsyncServerCursor(connection, "pgnotify_gql_backlog")
+    try:
+        yield backlog
+    finally:
+        try:
+            await backlog.close()
+        finally:
+            # Where closing it finds the connection lost, it stays open for psycopg, which complains about it later.
+            if connection.closed:
+                await backlog.close()
 
 
 def unseen_parameters(cursor: Snapshot) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Operations of a hub without a socket, and a layer with faults between the relay and the hub."""
 
+import asyncio
 import json
 import random
 from collections import Counter
@@ -126,7 +127,8 @@ class Ear:
     """
     The hub's side of a layer: counts what the hub takes.
 
-    Where `renews` is False no group is joined a second time.
+    Where `renews` is False no group is joined a second time.  While `hears` is cleared nothing is taken, as by a process
+    that stands still.
     """
 
     def __init__(self, layer: Any, *, renews: bool = True) -> None:
@@ -134,6 +136,8 @@ class Ear:
         self._renews = renews
         self._joined: set[str] = set()
         self.changes = self.beats = 0
+        self.hears = asyncio.Event()
+        self.hears.set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
@@ -144,6 +148,7 @@ class Ear:
             self._joined.add(group)
 
     async def receive(self, channel: str) -> dict[str, Any]:
+        await self.hears.wait()
         message: dict[str, Any] = await self._layer.receive(channel)
         if message["type"] == CHANGES:
             self.changes += 1
