@@ -288,7 +288,7 @@ STORED = "update pgnotify_gql.journal_state set relayed_at = clock_timestamp() -
 async def test_a_leader_that_stores_nothing_is_ended_at_the_second_look(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = Guard(10, "default")
+    guard = Guard(15, "default")
     async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
         assert await tried(leader)
         await other.execute(STORED, [11])
@@ -304,7 +304,7 @@ async def test_a_leader_that_stores_nothing_is_ended_at_the_second_look(
 
 @pytest.mark.usefixtures("watchful")
 async def test_a_leader_that_stores_is_left_alone(database: Database) -> None:
-    guard = Guard(10, "default")
+    guard = Guard(15, "default")
     async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
         assert await tried(leader)
         for seconds in (0, 5, 9):
@@ -316,7 +316,7 @@ async def test_a_leader_that_stores_is_left_alone(database: Database) -> None:
 @pytest.mark.usefixtures("watchful")
 async def test_a_new_leader_is_not_taken_for_the_one_before_it(database: Database) -> None:
     """It may have the lock, and not yet have stored anything: the time is that of the last one."""
-    guard = Guard(10, "default")
+    guard = Guard(15, "default")
     async with opened(database.conninfo) as other:
         for _ in range(3):
             async with opened(database.conninfo) as leader:
@@ -340,7 +340,7 @@ async def test_a_term_begins_with_a_stored_time(database: Database) -> None:
 async def test_a_standby_that_may_not_end_the_leader_says_who_has_to(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = Guard(10, "default")
+    guard = Guard(15, "default")
     with database.server.connect() as admin:
         admin.execute("drop role if exists stranger")
         admin.execute("create role stranger login")
@@ -369,7 +369,7 @@ async def test_a_standby_that_may_not_end_the_leader_says_who_has_to(
 @pytest.mark.usefixtures("watchful")
 async def test_a_leader_whose_statement_takes_long_is_left_alone(database: Database) -> None:
     """As the first one in a database that was restored, which removes all that the journal held."""
-    guard = Guard(10, "default")
+    guard = Guard(15, "default")
     async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
         assert await tried(leader)
         await other.execute(STORED, [3600])

@@ -37,7 +37,7 @@ STANDBY_INTERVAL = 0.25
 """Seconds between two tries of a standby; it leads within 1 s of a crash."""
 
 LOOK_INTERVAL = 1.0
-"""Seconds between two looks of a standby at its leader."""
+"""Seconds between two looks of a standby at its leader, at most."""
 
 # Advisory locks of two keys have objsubid 2. A backend that works, or waits for a lock, is not stuck for want of its
 # client; what it does is hidden (state is null) from other roles.
@@ -74,13 +74,15 @@ async def try_to_lead(
 
 class Guard:
     """
-    A standby's eye on the leader of a database: ends its session once it is stuck for `timeout` seconds.
+    A standby's eye on the leader of a database: ends its session before it has been stuck for `timeout` seconds.
 
-    Two looks must find the same session: one that has just won the lock has stored nothing yet.
+    A leader stores its cursor every third of that, however little there is to do; without it for two thirds it is
+    suspect.  Two looks must find the same session: one that has just won the lock has stored nothing yet.
     """
 
     def __init__(self, timeout: float, database: str) -> None:
-        self._timeout = timeout
+        self._patience = timeout * 2 / 3
+        self._interval = min(LOOK_INTERVAL, timeout / 4)
         self._database = database
         self._looked_at = 0.0
         self._suspect: int | None = None
@@ -89,10 +91,10 @@ class Guard:
     async def look(self, connection: Connection) -> None:
         """Look, if it is time to.  Raises psycopg.Error."""
         now = asyncio.get_running_loop().time()
-        if now - self._looked_at < LOOK_INTERVAL:
+        if now - self._looked_at < self._interval:
             return
         self._looked_at = now
-        result = await connection.execute(STUCK, [names.LOCK_CLASS, names.LEADER_LOCK, self._timeout])
+        result = await connection.execute(STUCK, [names.LOCK_CLASS, names.LEADER_LOCK, self._patience])
         found = await result.fetchone()
         stuck = None if found is None else int(found[0])
         if stuck is not None and stuck == self._suspect:
@@ -109,10 +111,10 @@ class Guard:
             logger.error(
                 "the leader of database %s (backend %d) has stored nothing for more than %g s, and may not be ended by "
                 "this standby (%s): call pg_terminate_backend(), and let all listeners connect as one role",
-                self._database, pid, self._timeout, error,
+                self._database, pid, self._patience, error,
             )  # fmt: skip
         else:
             logger.warning(
                 "the leader of database %s (backend %d) has stored nothing for more than %g s: its session was ended",
-                self._database, pid, self._timeout,
+                self._database, pid, self._patience,
             )  # fmt: skip

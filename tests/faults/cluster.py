@@ -21,7 +21,7 @@ import psycopg
 from channels.layers import InMemoryChannelLayer
 from django.core.management import call_command
 from django.db import connections
-from psycopg import Transaction, conninfo, sql
+from psycopg import conninfo, sql
 
 from example.conversations.models import Message
 from pgnotify_gql import names
@@ -106,18 +106,6 @@ class Moment:
     written: dict[str, int]
 
 
-class WriterConnection(psycopg.Connection):
-    """A connection that is lost in a rollback says so; psycopg would go on with what asked for the rollback."""
-
-    @contextmanager
-    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[Transaction]:
-        try:
-            with super().transaction(savepoint_name, force_rollback) as transaction:
-                yield transaction
-        except psycopg.Rollback as error:
-            raise psycopg.OperationalError("the connection was lost in a rollback") from error
-
-
 class Site:
     """
     Writers and a subscriber; `dsn` leads whoever looks after them to the database, `writers` the writers themselves.
@@ -130,7 +118,7 @@ class Site:
     ) -> None:
         self.room = Room(database)
         self.subscriber = Witness()
-        self.load = Load(self.room, partial(WriterConnection.connect, writers or dsn, prepare_threshold=None))
+        self.load = Load(self.room, partial(psycopg.connect, writers or dsn, prepare_threshold=None))
         self._dsn, self._leader = writers or dsn, leader
 
     def moment(self) -> Moment:

@@ -52,7 +52,7 @@ class Writer:
                         number += 1
                         self._write(connection, number, chance)
                         time.sleep(chance.random() * PAUSE)
-            except psycopg.Error:
+            except (psycopg.Error, psycopg.Rollback):  # the latter where a savepoint is lost with its connection
                 self.faults += 1
                 self.stopping.wait(RETRY)
 

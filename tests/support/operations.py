@@ -127,8 +127,8 @@ class Ear:
     """
     The hub's side of a layer: counts what the hub takes.
 
-    Where `renews` is False no group is joined a second time.  While `hears` is cleared nothing is taken, as by a process
-    that stands still.
+    Where `renews` is False no group is joined a second time.  While `hears` is cleared nothing is taken, as by a
+    process that stands still.
     """
 
     def __init__(self, layer: Any, *, renews: bool = True) -> None:
