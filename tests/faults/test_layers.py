@@ -168,6 +168,8 @@ class Cable:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Transports close their sockets in the next turn of the loop.
+        await asyncio.sleep(0)
 
     async def replace(self) -> None:
         """End every connection that is stranded, and accept new ones."""
@@ -184,20 +186,18 @@ class Cable:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        try:
-            redis_reader, redis_writer = await asyncio.open_connection("127.0.0.1", self._redis.port)
-        except OSError:
-            writer.transport.abort()
-            return
         stranded = asyncio.Event()
         self._lines.append(stranded)
+        writers = [writer]
         try:
+            redis_reader, redis_writer = await asyncio.open_connection("127.0.0.1", self._redis.port)
+            writers.append(redis_writer)
             await asyncio.gather(_copy(reader, redis_writer, stranded), _copy(redis_reader, writer, stranded))
         except (OSError, EOFError, asyncio.CancelledError):
             pass
         finally:
-            writer.transport.abort()
-            redis_writer.transport.abort()
+            for opened in writers:
+                opened.transport.abort()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stranded: asyncio.Event) -> None:
