@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pgnotify_gql.capture.kinds import Kind
 from pgnotify_gql.hub.intake import Intake
 from pgnotify_gql.journal.change import JournalRow
+from pgnotify_gql.journal.position import Position
 from pgnotify_gql.journal.reader import Batch
-from pgnotify_gql.journal.snapshot import Position, Snapshot
+from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.journal.state import Joined
 from pgnotify_gql.relay.messages import (
     CHANGES,

@@ -275,7 +275,7 @@ class TestPosition:
         found = await batches(feed, cursor, batch_rows=10)
         slow.execute("commit")
         for taken, row_id in enumerate(new, 1):
-            position = Position(cursor, found[-1].after, row_id)
+            position = Position(cursor).taking(found[-1].after, row_id + 1)
             assert await missed(feed, position) == [late, *new[taken:]]
         assert await missed(feed, Position(cursor)) == [late, *new]
 

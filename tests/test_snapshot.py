@@ -7,7 +7,7 @@ import random
 import pytest
 
 from pgnotify_gql.errors import CursorError
-from pgnotify_gql.journal import Position, Snapshot
+from pgnotify_gql.journal import Snapshot
 from tests.support.databases import Database
 
 
@@ -87,21 +87,3 @@ class TestSnapshot:
     def test_covers_itself(self) -> None:
         snapshot = Snapshot.parse("10:20:10,14")
         assert snapshot.covers(snapshot)
-
-
-class TestPosition:
-    def test_at_the_end_of_a_batch_includes_what_the_cursor_sees(self) -> None:
-        cursor = Snapshot.parse("10:20:10")
-        position = Position(cursor)
-        assert position.includes(19, 10**9)
-        assert not position.includes(10, 1)
-        assert not position.includes(20, 1)
-
-    def test_inside_a_batch_includes_its_rows_up_to_the_last_one_taken(self) -> None:
-        position = Position(Snapshot.parse("10:20:10"), Snapshot.parse("25:30:25"), id=500)
-        assert position.includes(19, 900), "a row of the batches before, whatever its id"
-        assert position.includes(10, 500)
-        assert position.includes(29, 499)
-        assert not position.includes(29, 501), "a row of this batch that comes later"
-        assert not position.includes(25, 400), "a row that was not committed yet, though its id is small"
-        assert not position.includes(30, 400)

@@ -32,10 +32,9 @@ from django.test import override_settings
 from pgnotify_gql.capture import Kind
 from pgnotify_gql.capture.registry import Registry
 from pgnotify_gql.capture.registry import registry as watches
-from pgnotify_gql.errors import CursorError
-from pgnotify_gql.journal import JournalRow, Snapshot
-from pgnotify_gql.journal.bookmark import Bookmark
+from pgnotify_gql.journal import Snapshot
 from pgnotify_gql.journal.change import Source
+from pgnotify_gql.journal.position import Position
 from pgnotify_gql.journal.sighting import Sighting
 from pgnotify_gql.journal.tail import Tail
 from pgnotify_gql.management import sightings
@@ -968,7 +967,7 @@ class TestTail:
             room.say("later", connection=later)
             texts = [f"message {number}" for number in range(1700)]
             room.say(*texts)
-            onlooker = await looking(since=Bookmark.parse(begin))
+            onlooker = await looking(since=Position.parse(begin))
             taken = await onlooker.take(700)
             terminate(database_triggers, "test tail")
             late.commit()
@@ -983,7 +982,7 @@ class TestTail:
         assert [text for text in taken if text in set(texts)] == texts
         assert sum("going on where it was lost" in sentence for sentence in onlooker.told) == 2
 
-    async def test_a_bookmark_in_the_middle_of_a_backlog_loses_nothing_that_commits_late(
+    async def test_a_cursor_in_the_middle_of_a_backlog_loses_nothing_that_commits_late_and_brings_nothing_twice(
         self, database_triggers: Database, room: Room, looking: Callable[..., Any]
     ) -> None:
         begin = cursor_of(database_triggers)
@@ -991,15 +990,15 @@ class TestTail:
             room.say("late", connection=late)
             texts = [f"message {number}" for number in range(10)]
             room.say(*texts)
-            first = await looking(since=Bookmark.parse(begin))
+            first = await looking(since=Position.parse(begin))
             taken = await first.take(5)
             late.commit()
-        second = await looking(since=Bookmark.parse(str(first.seen[-1].bookmark)))
-        # Late by its commit, first by its id: now the bookmark is that of what was taken before.
+        second = await looking(since=Position.parse(str(first.seen[-1].position)))
+        # Late by its commit, first by its id.
         taken += await second.take(1)
         assert taken[-1] == "late"
-        third = await looking(since=Bookmark.parse(str(second.seen[-1].bookmark)), follow=False)
-        assert await third.take(6) == ["late", *texts[5:]]
+        third = await looking(since=Position.parse(str(second.seen[-1].position)), follow=False)
+        assert await third.take(5) == texts[5:]
 
     async def test_since_a_time_shows_what_commits_afterwards_however_old_it_is(
         self, database_triggers: Database, room: Room, looking: Callable[..., Any]
@@ -1023,7 +1022,7 @@ class TestTail:
     async def test_without_following_a_lost_database_is_an_error(
         self, database_triggers: Database, room: Room, looking: Callable[..., Any]
     ) -> None:
-        begin = Bookmark.parse(cursor_of(database_triggers))
+        begin = Position.parse(cursor_of(database_triggers))
         room.say(*(f"message {number}" for number in range(600)))
         onlooker = await looking(since=begin, follow=False)
         await onlooker.take(1)
@@ -1057,28 +1056,3 @@ class TestTail:
         room.say("hello")
         onlooker = await looking(since=timedelta(minutes=10))
         assert await onlooker.take(1) == ["hello"]
-
-
-class TestBookmark:
-    @pytest.mark.parametrize("text", ["812:815:812", "812:815:", "812:815:812,814", "5:5:/812:815:813/4711/3"])
-    def test_is_read_as_it_is_written(self, text: str) -> None:
-        assert str(Bookmark.parse(text)) == text
-
-    @pytest.mark.parametrize(
-        "text", ["", "1:2", "1:2:3", "2:1:", " 1:2:", "1:2:\n", "-1:2:", "1:2:/1:2:", "1:2:/1:2:/x/1"]
-    )
-    def test_that_is_none_is_refused(self, text: str) -> None:
-        with pytest.raises(CursorError):
-            Bookmark.parse(text)
-
-    def test_inside_a_row_includes_those_before_it(self) -> None:
-        bookmark = Bookmark.parse("10:10:/15:20:15/100/2")
-
-        def row(row_id: int, xid: int) -> JournalRow:
-            return JournalRow(row_id, xid, MESSAGE, Kind.INSERT, "[]", datetime.now(UTC))
-
-        assert bookmark.includes(row(99, 12))
-        assert not bookmark.includes(row(100, 12))
-        assert bookmark.begun(row(100, 12)) == 2
-        assert not bookmark.includes(row(99, 15))
-        assert bookmark.begun(row(101, 12)) == 0

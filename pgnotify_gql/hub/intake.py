@@ -18,8 +18,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from ..journal.change import JournalRow
+from ..journal.position import Position
 from ..journal.reader import Batch
-from ..journal.snapshot import Position, Snapshot
+from ..journal.snapshot import Snapshot
 from ..journal.state import Joined
 from ..relay.messages import ChangesMessage, HeartbeatMessage, journal_rows
 
@@ -35,7 +36,6 @@ class Intake:
         self.label = label
         self.position = Position(joined.cursor)
         self._joined = joined
-        self._parts: dict[Snapshot, Position] = {}
         self._recent: OrderedDict[int, None] = OrderedDict()
         self._epoch = joined.epoch
         self._seq: int | None = None
@@ -49,9 +49,8 @@ class Intake:
         if message["epoch"] == self._epoch:
             return
         began = Snapshot.parse(message["began"])
-        if not (began.covers(self.position.before) and began.covers(self.position.after)):
+        if not self.position.within(began):
             self.position = Position(began)
-            self._parts = {}
         self._epoch, self._seq = message["epoch"], None
 
     def follows(self, message: ChangesMessage) -> bool:
@@ -63,7 +62,7 @@ class Intake:
         if heartbeat["epoch"] == self._epoch and self._seq is not None:
             return heartbeat["seqs"].get(self.label, 0) <= self._seq
         # Another leader cuts its batches elsewhere: a position in the middle of one of the old ones would not do.
-        return not self.position.id and self.position.before.covers(Snapshot.parse(heartbeat["cursor"]))
+        return not self.position.parts and self.position.before.covers(Snapshot.parse(heartbeat["cursor"]))
 
     def take(self, message: ChangesMessage) -> list[JournalRow]:
         """Return the rows of a message that are new, and move on past it."""
@@ -74,7 +73,7 @@ class Intake:
         if rows:
             # What was healed reaches further than the batch's beginning; forgetting it would take it twice.
             base = self.position.before if self.position.before.covers(before) else before
-            self.position = Position(base, after, rows[-1].id)
+            self.position = Position(base).taking(after, rows[-1].id + 1)
         return rows
 
     def unseen(self, rows: Sequence[JournalRow]) -> list[JournalRow]:
@@ -85,23 +84,20 @@ class Intake:
         """
         Return the rows of a batch read from the journal after `position` that are new, and move on past it.
 
-        Parts of a backlog are remembered beside the position until the last one is there.  In its place they would
-        not do: what the position has taken of its own batch may lie behind a part that was missing, and would be
-        taken again when reading breaks off and begins anew.
+        When reading breaks off in the middle of a backlog and begins anew, what was taken of it is not taken again.
         """
         rows = self._new(batch.rows)
         if batch.last:
-            self.position = batch.position
-            self._parts = {}
+            self.position = Position(batch.after)
         else:
-            self._parts[batch.after] = batch.position
+            self.position = self.position.taking(batch.after, batch.rows[-1].id + 1)
         return rows
 
     def note(self, heartbeat: HeartbeatMessage) -> None:
         """Move on to a heartbeat with which this intake agrees, or up to which it was healed."""
         cursor = Snapshot.parse(heartbeat["cursor"])
         self._number(heartbeat["epoch"], heartbeat["seqs"].get(self.label, 0))
-        if cursor.covers(self.position.before) and cursor.covers(self.position.after):
+        if self.position.within(cursor):
             self.position = Position(cursor)
 
     def healed(self, epoch: int, seq: int) -> None:
@@ -118,7 +114,7 @@ class Intake:
     def _includes(self, row: JournalRow) -> bool:
         if self._joined.cursor.sees(row.xid) and row.at <= self._joined.at:
             return True  # a new leader may begin at a cursor from before
-        return any(part.includes(row.xid, row.id) for part in (self.position, *self._parts.values()))
+        return self.position.includes(row.xid, row.id)
 
     def _number(self, epoch: int, seq: int) -> None:
         self._seq = max(seq, self._seq) if epoch == self._epoch and self._seq is not None else seq

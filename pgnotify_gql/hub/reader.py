@@ -16,8 +16,8 @@ from typing import TypeVar
 import psycopg
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from ..journal.position import Position
 from ..journal.reader import Batch, Connection, is_captured, read_missed
-from ..journal.snapshot import Position
 from ..journal.state import Joined, join
 
 logger = logging.getLogger("pgnotify_gql.hub")

@@ -12,6 +12,7 @@ still holds is told so (``CursorTooOldError``), never answered with less than ev
 """
 
 from .change import Change, JournalRow, Source
-from .snapshot import Position, Snapshot
+from .position import Position
+from .snapshot import Snapshot
 
 __all__ = ["Change", "JournalRow", "Position", "Snapshot", "Source"]

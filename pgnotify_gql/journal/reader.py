@@ -20,7 +20,8 @@ from psycopg import AsyncConnection, AsyncServerCursor, IsolationLevel
 
 from ..errors import CursorTooOldError, JournalMissingError
 from .change import JournalRow
-from .snapshot import Position, Snapshot
+from .position import Position
+from .snapshot import Snapshot
 
 Connection = AsyncConnection[tuple[Any, ...]]
 
@@ -78,7 +79,7 @@ class Batch:
         """Return where a reader stands that has taken this batch and all before it."""
         if self.last:
             return Position(self.after)
-        return Position(self.before, self.after, self.rows[-1].id)
+        return Position(self.before).taking(self.after, self.rows[-1].id + 1)
 
 
 async def read_new(

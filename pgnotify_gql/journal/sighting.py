@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from ..capture.kinds import Kind
-from .bookmark import Bookmark
 from .change import Change, JournalRow, Source
+from .position import Position
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sighting:
     A change and how it was seen.
 
     `change` is None where `problem` says why it cannot be decoded; `row` is then all there is.  `seen` is a time of
-    the server's clock.  `bookmark` is where to go on after it; `known` is False where this process has no watch of
+    the server's clock.  `position` is where to go on after it; `known` is False where this process has no watch of
     the model.
     """
 
@@ -52,7 +52,7 @@ class Sighting:
     problem: str
     known: bool
     seen: datetime
-    bookmark: Bookmark
+    position: Position
 
     @property
     def key(self) -> Any:

@@ -4,13 +4,11 @@ A snapshot in Python: which transactions had ended when it was taken.
 PostgreSQL writes a ``pg_snapshot`` as ``xmin:xmax:xip,xip,...``: every transaction below xmin has ended, none from
 xmax on has begun, and of those between, the listed ones are still in progress.  A snapshot is our cursor, because a
 sequence number loses rows that commit late, and waiting for xmin stalls behind the oldest open transaction.
-
-A position is a cursor inside a batch: the batch's cursors before and after, and the last journal id taken from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import CursorError
@@ -47,20 +45,3 @@ class Snapshot:
     @cached_property
     def _running(self) -> frozenset[int]:
         return frozenset(self.xip)
-
-
-@dataclass(frozen=True)
-class Position:
-    """
-    What has been taken from the journal: all that `before` sees, and of what `after` sees besides, the rows up to `id`.
-
-    Rows of a batch are in the order of their ids, so this is exact also in the middle of one.
-    """
-
-    before: Snapshot
-    after: Snapshot = field(default=Snapshot(0, 0))
-    id: int = 0
-
-    def includes(self, xid: int, row_id: int) -> bool:
-        """Return whether the journal row has been taken."""
-        return self.before.sees(xid) or (row_id <= self.id and self.after.sees(xid))

@@ -4,7 +4,7 @@ The tail of the journal: its changes as they come, for somebody who looks on.
 It reads by polling, takes none of our locks, hears no bells and stores nothing, so that it shows what the journal has
 whether or not a listener runs, and no listener notices it.
 
-A tail goes on from its bookmark, also when it loses the database: nothing is left out and nothing comes twice.  What
+A tail goes on from its position, also when it loses the database: nothing is left out and nothing comes twice.  What
 cannot be decoded is shown as that.  Whoever takes one sighting at a time may be slow: rows are read in parts, and a
 session that the server ends meanwhile is opened again.
 """
@@ -23,8 +23,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from ..capture.kinds import ALL_KINDS, Kind
 from ..errors import CursorError, CursorTooOldError, JournalMissingError
-from .bookmark import Bookmark
 from .change import JournalRow, Source
+from .position import Position
 from .reader import Batch, Connection, current_snapshot, is_captured, read_new, require_complete, require_journal
 from .sighting import Sighting, decoded
 from .snapshot import Snapshot
@@ -50,8 +50,8 @@ SINCE: LiteralString = """
     from pgnotify_gql.journal
 """
 
-Since = Bookmark | datetime | timedelta | None
-"""Where to begin: a bookmark, a time with a zone, how long ago, or now."""
+Since = Position | datetime | timedelta | None
+"""Where to begin: a position, a time with a zone, how long ago, or now."""
 
 
 class Tail:
@@ -90,9 +90,7 @@ class Tail:
         self._interval = interval
         self._connection: Connection | None = None
         self._batches: AsyncGenerator[Batch, None] | None = None
-        # Of one cursor; several after the database was lost in the middle of a backlog, as each read of it is of a
-        # snapshot of its own.
-        self._bookmarks: list[Bookmark] = []
+        self._position = Position(Snapshot(0, 0))
         self._begin = datetime.min.replace(tzinfo=UTC)
         self._begun_at = Snapshot(0, 0)
         self._told: Snapshot | None = None
@@ -102,12 +100,12 @@ class Tail:
         """
         Connect, and fix where to begin.
 
-        Raises psycopg.Error when the database cannot be used, JournalMissingError, and CursorError for a bookmark of
+        Raises psycopg.Error when the database cannot be used, JournalMissingError, and CursorError for a position of
         another database.
         """
         connection = await self._open()
         try:
-            self._bookmarks = [await self._beginning(connection)]
+            self._position = await self._beginning(connection)
             await self._require_ours(connection)
         except BaseException:
             await self._close()
@@ -148,7 +146,7 @@ class Tail:
                 await asyncio.sleep(self._interval)
 
     async def _next(self) -> Batch:
-        """Return the next batch or part of one; begin again from the bookmarks after a failure."""
+        """Return the next batch or part of one; begin again from the position after a failure."""
         try:
             return await self._read()
         except psycopg.errors.UndefinedTable as error:
@@ -167,7 +165,7 @@ class Tail:
         if self._batches is None:
             # One model is asked for by name, several are picked out here.
             label = next(iter(self._labels)) if len(self._labels) == 1 else None
-            self._batches = read_new(connection, self._cursor, label=label)
+            self._batches = read_new(connection, self._position.before, label=label)
         batch = await anext(self._batches)
         if first or batch.last:
             # Before the first is shown. The rest of a long one is read under locks that keep it from being emptied,
@@ -200,12 +198,12 @@ class Tail:
             with suppress(psycopg.Error):
                 await batches.aclose()
 
-    async def _beginning(self, connection: Connection) -> Bookmark:
-        if isinstance(self._since, Bookmark):
+    async def _beginning(self, connection: Connection) -> Position:
+        if isinstance(self._since, Position):
             return self._since
         if self._since is None:
-            return Bookmark(await current_snapshot(connection))
-        return Bookmark(await self._cursor_of(self._time(self._since), connection))
+            return Position(await current_snapshot(connection))
+        return Position(await self._cursor_of(self._time(self._since), connection))
 
     def _time(self, since: datetime | timedelta) -> datetime:
         if isinstance(since, datetime):
@@ -237,19 +235,19 @@ class Tail:
 
     async def _require_ours(self, connection: Connection) -> None:
         now = await current_snapshot(connection)
-        if not all(now.covers(seen) for bookmark in self._bookmarks for seen in (bookmark.before, bookmark.after)):
+        if not self._position.within(now):
             raise CursorError(
-                f"the cursor {self._bookmarks[-1]} is not of database '{self._database}' as it is now, which stands at "
+                f"the cursor {self._position} is not of database '{self._database}' as it is now, which stands at "
                 f"{now}: it is of another database, or this one was put back; begin again without it"
             )
 
     async def _tell_incomplete(self, connection: Connection) -> None:
-        if self._told == self._cursor:
+        if self._told == self._position.before:
             return
         try:
-            await require_complete(connection, self._cursor)
+            await require_complete(connection, self._position.before)
         except CursorTooOldError as error:
-            self._told = self._cursor
+            self._told = self._position.before
             self._tell(f"some are missing here, showing what is left: {error}")
 
     def _tell_lost(self, state: RetryCallState) -> None:
@@ -258,46 +256,32 @@ class Tail:
         reason = " ".join(str(error).split())
         self._tell(f"database '{self._database}' cannot be used ({reason}); trying again in {pause:.1f} s")
 
-    @property
-    def _cursor(self) -> Snapshot:
-        return self._bookmarks[0].before
-
     def _in(self, batch: Batch, seen: datetime) -> Iterable[Sighting]:
-        """Yield what is to be shown of a batch; after the last of it, the next cursor is the bookmark."""
+        """Yield what is to be shown of a batch; after the last of it, the next cursor is the position."""
         rows = [row for row in batch.rows if self._wanted(row)]
         for row in rows:
             source = self._source(row.label)
             found = decoded(row, source)
-            begun = max(bookmark.begun(row) for bookmark in self._bookmarks)
+            begun = self._position.begun(row.xid, row.id)
             for taken, (change, problem) in enumerate(found[begun:], begun + 1):
                 if batch.last and row is rows[-1] and taken == len(found):
-                    bookmark = Bookmark(batch.after)
+                    position = Position(batch.after)
                 else:
-                    bookmark = self._inside(batch, row, taken)
-                yield Sighting(row, change, problem, source is not None, seen, bookmark)
-
-    def _inside(self, batch: Batch, row: JournalRow, taken: int) -> Bookmark:
-        # A row that was committed late may come below one that was taken before; whoever goes on from the higher of
-        # the two is shown the late one again, and misses nothing.
-        here = Bookmark(batch.before, batch.after, row.id, taken)
-        return max(*self._bookmarks, here, key=lambda bookmark: (bookmark.id, bookmark.taken))
+                    position = self._position.taking(batch.after, row.id, taken)
+                yield Sighting(row, change, problem, source is not None, seen, position)
 
     def _note(self, batch: Batch) -> None:
         if batch.last:
-            self._bookmarks = [Bookmark(batch.after)]
-            return
-        here = Bookmark(batch.before, batch.after, batch.rows[-1].id + 1)
-        if self._bookmarks[-1].after == batch.after:
-            # Of the same snapshot, in which more may have been taken than there is in this part.
-            here = max(self._bookmarks.pop(), here, key=lambda bookmark: (bookmark.id, bookmark.taken))
-        self._bookmarks.append(here)
+            self._position = Position(batch.after)
+        else:
+            self._position = self._position.taking(batch.after, batch.rows[-1].id + 1)
 
     def _wanted(self, row: JournalRow) -> bool:
         return (
             (not self._labels or row.label in self._labels)
             and (row.kind in self._kinds or (row.kind not in ALL_KINDS and self._kinds == ALL_KINDS))
             and (row.at >= self._begin or not self._begun_at.sees(row.xid))
-            and not any(bookmark.includes(row) for bookmark in self._bookmarks)
+            and not self._position.includes(row.xid, row.id)
         )
 
 

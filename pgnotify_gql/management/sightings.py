@@ -61,7 +61,7 @@ def as_json(sighting: Sighting, *, values: bool) -> str:
         "xid": row.xid,
         "context": (change.context if change else None) or None,
         "delay_ms": round(sighting.delay * 1000, 1),
-        "cursor": str(sighting.bookmark),
+        "cursor": str(sighting.position),
     }
     if values:
         described |= {"old": change and change.old, "new": change and change.new}

@@ -26,7 +26,7 @@ from ...capture.kinds import ALL_KINDS, Kind
 from ...capture.registry import registry
 from ...conf import NAME, database_conninfo, get_settings
 from ...errors import CursorError, PgnotifyGqlError
-from ...journal.bookmark import Bookmark
+from ...journal.position import Position
 from ...journal.sighting import Sighting
 from ...journal.tail import Since, Tail
 from ...listener import connect
@@ -243,7 +243,7 @@ def _since(text: str) -> Since:
         return timedelta(**{UNITS[ago[2]]: int(ago[1])})
     try:
         if not TIME_OF_DAY.fullmatch(text):
-            return Bookmark.parse(text)
+            return Position.parse(text)
     except CursorError:
         pass
     try:
