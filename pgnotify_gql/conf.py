@@ -70,6 +70,9 @@ class Settings:
     OUTBOX_BYTES: int = 4_000_000
     """Bytes that may wait for one socket."""
 
+    SLOW_CLIENT_TIMEOUT: float = 60.0
+    """How long a client may leave what waits for it unread before its socket is closed; it may come back."""
+
     MAX_MESSAGE_BYTES: int = 1_000_000
     """The largest message a client may send."""
 

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from django.db import connections
 
-from .operations import Cohort
+from .operations import Cohort, Due, Resync
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -64,9 +64,9 @@ class Executor:
         self._closed = False
         self._used = threading.local()
 
-    def submit(self, cohort: Cohort, change: Any) -> None:
-        """Queue a change of a cohort."""
-        cohort.queue(change)
+    def submit(self, cohort: Cohort, due: Due | Resync) -> None:
+        """Queue what is due in a cohort."""
+        cohort.queue(due)
         self._count(1)
         self._schedule(cohort)
 
@@ -133,10 +133,8 @@ class Executor:
                 cohort.put_back(numbered[len(results) :])
                 done += len(results)
                 # Fewer results than changes: the hop's time was up.
-                for (number, _), outcome in zip(numbered, results, strict=False):
-                    payload = await _settled(outcome)
-                    if payload is not None:
-                        _deliver(cohort, number, payload)
+                for (number, due), outcome in zip(numbered, results, strict=False):
+                    _deliver(cohort, number, due, await _settled(outcome))
         finally:
             executed.add_done_callback(_close_coroutines)
             self._idle += 1
@@ -145,19 +143,21 @@ class Executor:
                 cohort.scheduled = False
                 if cohort.pending:
                     self._schedule(cohort)
+                else:
+                    cohort.settled.set()
             self._start_hops()
 
-    def _execute(self, work: list[tuple[Cohort, list[tuple[int, Any]]]]) -> list[list[Outcome]]:
+    def _execute(self, work: list[tuple[Cohort, list[tuple[int, Due | Resync]]]]) -> list[list[Outcome]]:
         self._look_after_connections()
         deadline = time.monotonic() + HOP_TIME
         outcomes: list[list[Outcome]] = []
         for cohort, numbered in work:
             results: list[Outcome] = []
             outcomes.append(results)
-            for _, change in numbered:
+            for _, due in numbered:
                 if self._closed or time.monotonic() > deadline:
                     break
-                results.append(_executed(cohort, change))
+                results.append(_executed(cohort, due))
         return outcomes
 
     def _count(self, changes: int) -> None:
@@ -180,19 +180,19 @@ class Executor:
                     connection.close()
 
 
-def _executed(cohort: Cohort, change: Any) -> Outcome:
+def _executed(cohort: Cohort, due: Due | Resync) -> Outcome:
     if not cohort.members:
         return None
     try:
-        return cohort.execute(change)
+        return due.executed(cohort.execution)
     except Exception:
-        logger.exception("an execution failed for %s of %s", change.kind, change.model_label)
+        logger.exception("an execution failed for %s", due)
         return None
 
 
-def _deliver(cohort: Cohort, number: int, payload: str) -> None:
+def _deliver(cohort: Cohort, number: int, due: Due | Resync, payload: str | None) -> None:
     try:
-        cohort.deliver(number, payload)
+        cohort.deliver(number, due, payload)
     except Exception:
         logger.exception("a result could not be delivered")
 

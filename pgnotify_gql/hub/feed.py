@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -27,11 +27,12 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from .. import names
 from ..errors import CursorTooOldError
-from ..journal.change import JournalRow
+from ..journal.position import Position
 from ..relay.messages import CHANGES, HEARTBEAT, ChangesMessage, HeartbeatMessage
 from .intake import Intake
-from .reader import RETRY_FIRST, RETRY_MAX, HubReader
+from .reader import RETRY_FIRST, RETRY_MAX, HubReader, Replayers
 from .receiver import Layer, Receiver
+from .stretch import Stretch
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -43,9 +44,9 @@ heartbeat comes every 5, by default."""
 class Dispatcher(Protocol):
     """Where rows go, in order and each once; `resync` tells that some of a model are lost."""
 
-    async def dispatch(self, rows: Sequence[JournalRow]) -> None: ...
+    async def dispatch(self, database: str, stretch: Stretch) -> None: ...
 
-    def resync(self, label: str, reason: str) -> None: ...
+    def resync(self, database: str, label: str, reason: str) -> None: ...
 
 
 class Feed:
@@ -55,6 +56,7 @@ class Feed:
         self.database = reader.database
         self._receiver = Receiver(layer, reader.database)
         self._reader = reader
+        self._replayers = Replayers(reader)
         self._dispatcher = dispatcher
         self._silence = silence
         self._waiting: Counter[str] = Counter()
@@ -63,7 +65,9 @@ class Feed:
         self._early: dict[str, tuple[int, int] | None] = {}
         self._strays: set[str] = set()
         self._joining = asyncio.Lock()
-        self._taking = asyncio.Lock()
+        self.taking = asyncio.Lock()
+        """Held while changes are taken and dispatched: whoever has it finds every intake where it stands."""
+        self.journal = ""
         self._heard_at = self._did_without_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -83,6 +87,7 @@ class Feed:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._receiver.close()
         await self._reader.close()
+        await self._replayers.close()
 
     async def join(self, label: str) -> None:
         """Dispatch every change of a model that commits after this has returned, until as many have left as joined."""
@@ -105,6 +110,24 @@ class Feed:
             self._intakes.pop(label, None)
             await self._receiver.leave(names.model_group(label))
 
+    def position(self, label: str) -> Position:
+        """Return up to where a model that was joined has been taken."""
+        return self._intakes[label].position
+
+    async def replay(self, label: str, start: Position, end: Position) -> AsyncGenerator[Stretch, None]:
+        """
+        Yield what `end` includes of a model, and `start` does not.
+
+        Raises psycopg.Error, and CursorTooOldError at the end when some of it has left the journal.
+        """
+        async with self._replayers.one() as reader, aclosing(reader.missed(start, label)) as batches:
+            async for batch in batches:
+                rows = [row for row in batch.rows if end.includes(row.xid, row.id)]
+                if rows:
+                    stretch = Stretch.up_to(label, rows, start, end)
+                    yield stretch
+                    start = stretch.end
+
     async def _join_model(self, label: str) -> None:
         async with self._joining:
             if label in self._intakes:
@@ -112,7 +135,9 @@ class Feed:
             self._early[label] = None
             try:
                 await self._receiver.join(names.model_group(label))
-                await self._begin(Intake(label, await self._reader.current()))
+                joined = await self._reader.current()
+                self.journal = joined.journal
+                await self._begin(Intake(label, joined))
             finally:
                 del self._early[label]
             if not await self._reader.is_captured(label):
@@ -125,7 +150,7 @@ class Feed:
                 )
 
     async def _begin(self, intake: Intake) -> None:
-        async with self._taking:
+        async with self.taking:
             self._intakes[intake.label] = intake
             if early := self._early[intake.label]:
                 await self._heal(intake, *early)
@@ -146,7 +171,7 @@ class Feed:
             self._refuse(message)
             return
         self._heard_at = _now()
-        async with self._taking:
+        async with self.taking:
             if message["type"] == CHANGES:
                 await self._take(message)  # type: ignore[arg-type]  # the relay's own message, by its type
             elif message["type"] == HEARTBEAT:
@@ -178,7 +203,7 @@ class Feed:
         intake.meet(message)
         if not intake.follows(message):
             await self._heal(intake, message["epoch"], message["seq"])
-        await self._dispatcher.dispatch(intake.take(message))
+        await self._dispatcher.dispatch(self.database, intake.take(message))
 
     async def _note(self, heartbeat: HeartbeatMessage) -> None:
         for intake in list(self._intakes.values()):
@@ -212,10 +237,10 @@ class Feed:
         try:
             async with aclosing(self._reader.missed(intake.position, intake.label)) as batches:
                 async for batch in batches:
-                    await self._dispatcher.dispatch(intake.heal(batch))
+                    await self._dispatcher.dispatch(self.database, intake.heal(batch))
         except CursorTooOldError as error:
             logger.error("%s: a gap could not be healed: %s", intake.label, error)
-            self._dispatcher.resync(intake.label, str(error))
+            self._dispatcher.resync(self.database, intake.label, str(error))
 
     async def _watch(self) -> None:
         self._heard_at = _now()
@@ -239,7 +264,7 @@ class Feed:
         await self._read_journal()
 
     async def _read_journal(self) -> None:
-        async with self._taking:
+        async with self.taking:
             for intake in list(self._intakes.values()):
                 await self._catch_up(intake)
 

@@ -5,22 +5,27 @@ It has a feed for each database that is followed, whatever the number of sockets
 topic index finds, and from there to the executor.
 
 On failure each feed goes on from its position by itself.  Changes that have left the journal are answered with a
-resync to every operation on the model.
+resync to every operation on the model.  An operation whose client does not read leaves its cohort, and comes back when
+it has caught up from the journal (``catch_up.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from ..capture.registry import registry
-from ..journal.change import JournalRow
+from ..journal.position import Position
+from .catch_up import catch_up
+from .cursor import Cursor, Model
 from .executor import Executor
 from .feed import SILENCE, Feed
-from .operations import Cohort, Operation, Resync, cohort_key
+from .operations import Cohort, Due, Interest, Operation, Resync, cohort_key
 from .reader import HubReader
 from .receiver import Layer
+from .stretch import Stretch
 from .topics import TopicIndex
 
 logger = logging.getLogger("pgnotify_gql.hub")
@@ -36,6 +41,8 @@ class Hub:
         self._feeds = {reader.database: Feed(layer, reader, self, silence=silence) for reader in readers}
         self._index: TopicIndex[Cohort] = TopicIndex()
         self._cohorts: dict[Hashable, Cohort] = {}
+        # Of models that are being dispatched: where whoever has been sent the last change stands.
+        self._dispatching: dict[Model, Position] = {}
 
     async def start(self) -> None:
         """Begin to receive."""
@@ -52,56 +59,136 @@ class Hub:
             await feed.close()
         await self.executor.close()
 
-    async def join(self, operation: Operation) -> None:
-        """Feed an operation: it is given every change that commits after this has returned."""
-        topics = operation.interest.topics
-        joined: list[tuple[str, str]] = []
+    async def serve(self, operation: Operation, since: Cursor | None = None) -> None:
+        """
+        Feed an operation until cancelled: every change after a cursor, or that commits after it has joined.
+
+        Raises ClientStuckError when its outlet has no room for too long.
+        """
+        await self.join(operation, since)
+        try:
+            while True:
+                await operation.behind.wait()
+                await operation.outlet.room()
+                operation.behind.clear()
+                await catch_up(self, operation)
+        finally:
+            await asyncio.shield(self.leave(operation))
+
+    async def join(self, operation: Operation, since: Cursor | None = None) -> None:
+        """Feed an operation: it is given every change after a cursor, or that commits after this has returned."""
+        joined: list[Model] = []
         try:
             for database, label in operation.interest.models:
                 await self._feeds[database].join(label)
                 joined.append((database, label))
+            if since is None:
+                self.go_live(operation)
+            else:
+                operation.cursor = since
+                await catch_up(self, operation)
         except BaseException:
+            self.detach(operation)
             await asyncio.shield(self._leave(joined))
             raise
-        key = cohort_key(operation)
-        cohort = self._cohorts.get(key)
-        if cohort is None:
-            cohort = self._cohorts[key] = Cohort(operation.execution, topics)
-            for topic in topics:
-                self._index.add(topic, cohort)
-        cohort.add(operation)
 
     async def leave(self, operation: Operation) -> None:
         """Feed an operation no longer; it is given nothing from here on, whatever is under way."""
-        key = cohort_key(operation)
-        cohort = self._cohorts[key]
-        del cohort.members[operation]
-        if not cohort.members:
-            del self._cohorts[key]
-            for topic in cohort.topics:
-                self._index.remove(topic, cohort)
+        self.detach(operation)
         await self._leave(operation.interest.models)
 
-    async def dispatch(self, rows: Sequence[JournalRow]) -> None:
-        """Queue every change for those who wait for it; waits while too much is queued already."""
-        for row in rows:
-            source = registry.get(row.label)
-            if source is None:
-                continue
-            try:
-                for change in row.changes(source):
-                    for cohort in self._index.find(change):
-                        self.executor.submit(cohort, change)
-                    await self.executor.room()
-            except Exception:
-                logger.exception("journal row %d of %s cannot be decoded", row.id, row.label)
-                self.resync(row.label, "a change could not be decoded")
+    def go_live(self, operation: Operation) -> None:
+        """Let an operation share what is dispatched from now on."""
+        key = cohort_key(operation)
+        cohort = self._cohorts.get(key)
+        if cohort is None:
+            cohort = self._cohorts[key] = self.cohort_of(operation)
+            self._add(cohort)
+        cohort.add(operation)
 
-    def resync(self, label: str, reason: str) -> None:
+    def go_live_alone(self, cohort: Cohort) -> None:
+        """Let a cohort that is nobody else's take what is dispatched from now on."""
+        self._add(cohort)
+
+    def go_live_with_others(self, operation: Operation) -> None:
+        """Let an operation whose own cohort has nothing left to do share with others again."""
+        self.detach(operation)
+        self.go_live(operation)
+
+    def detach(self, operation: Operation) -> None:
+        """Deliver nothing more to an operation."""
+        cohort, operation.cohort = operation.cohort, None
+        if cohort is None:
+            return
+        cohort.members.pop(operation, None)
+        if not cohort.members:
+            key = cohort_key(operation)
+            if self._cohorts.get(key) is cohort:
+                del self._cohorts[key]
+            for topic in cohort.interest.topics:
+                self._index.remove(topic, cohort)
+
+    def cohort_of(self, operation: Operation, cursor: Cursor | None = None) -> Cohort:
+        """Return a cohort of the operation's kind, without members."""
+        return Cohort(operation.interest, operation.execution, cursor or self.standing(operation.interest))
+
+    def standing(self, interest: Interest) -> Cursor:
+        """Return where one stands who has been given all that was dispatched so far."""
+        positions = {
+            model: self._dispatching.get(model) or self._feeds[model[0]].position(model[1]) for model in interest.models
+        }
+        return Cursor(positions, self.journals(interest))
+
+    def journals(self, interest: Interest) -> dict[str, str]:
+        """Return the ids of the journals of an interest's models, by database."""
+        return {database: self._feeds[database].journal for database, _ in interest.models}
+
+    def feed(self, database: str) -> Feed:
+        """Return the feed of a database."""
+        return self._feeds[database]
+
+    @asynccontextmanager
+    async def standing_still(self, interest: Interest) -> AsyncIterator[None]:
+        """Dispatch nothing of an interest's databases meanwhile."""
+        async with AsyncExitStack() as held:
+            for database in sorted({database for database, _ in interest.models}):
+                await held.enter_async_context(self._feeds[database].taking)
+            yield
+
+    async def dispatch(self, database: str, stretch: Stretch) -> None:
+        """Queue every change for those who wait for it; waits while too much is queued already."""
+        source, model = registry.get(stretch.label), (database, stretch.label)
+        if source is None:
+            return
+        try:
+            for row in stretch.rows:
+                try:
+                    for change in row.changes(source):
+                        self._dispatching[model] = stretch.position(row, change.index + 1)
+                        cursors: dict[tuple[Model, ...], Cursor] = {}
+                        for cohort in self._index.find(change):
+                            models = cohort.interest.models
+                            cursor = cursors.get(models)
+                            if cursor is None:
+                                cursor = cursors[models] = self.standing(cohort.interest)
+                            self.executor.submit(cohort, Due(change, cursor))
+                        await self.executor.room()
+                except Exception:
+                    logger.exception("journal row %d of %s cannot be decoded", row.id, row.label)
+                    self._dispatching[model] = stretch.position(row, len(row.rows))
+                    self.resync(database, row.label, "a change could not be decoded")
+        finally:
+            self._dispatching.pop(model, None)
+
+    def resync(self, database: str, label: str, reason: str) -> None:
         """Tell every operation on a model that changes are lost, behind the results of those before."""
         for cohort in self._index.waiting_for(label):
-            self.executor.submit(cohort, Resync(reason))
+            self.executor.submit(cohort, Resync(reason, self.standing(cohort.interest)))
 
-    async def _leave(self, models: Iterable[tuple[str, str]]) -> None:
+    def _add(self, cohort: Cohort) -> None:
+        for topic in cohort.interest.topics:
+            self._index.add(topic, cohort)
+
+    async def _leave(self, models: Iterable[Model]) -> None:
         for database, label in models:
             await self._feeds[database].leave(label)

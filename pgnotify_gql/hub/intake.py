@@ -23,6 +23,7 @@ from ..journal.reader import Batch
 from ..journal.snapshot import Snapshot
 from ..journal.state import Joined
 from ..relay.messages import ChangesMessage, HeartbeatMessage, journal_rows
+from .stretch import Stretch
 
 RECENT_ROWS = 10_000
 """Journal rows that are recognised after a change of leaders; one that began at a cursor from before more rows of a
@@ -64,34 +65,35 @@ class Intake:
         # Another leader cuts its batches elsewhere: a position in the middle of one of the old ones would not do.
         return not self.position.parts and self.position.before.covers(Snapshot.parse(heartbeat["cursor"]))
 
-    def take(self, message: ChangesMessage) -> list[JournalRow]:
+    def take(self, message: ChangesMessage) -> Stretch:
         """Return the rows of a message that are new, and move on past it."""
         before, after = Snapshot.parse(message["before"]), Snapshot.parse(message["after"])
         # Read before it is counted: a message that cannot be read is a gap.
         rows = self._new(journal_rows(message))
         self._number(message["epoch"], message["seq"])
+        # What was healed reaches further than the batch's beginning; forgetting it would take it twice.
+        reaches = self.position.before.covers(before)
+        stretch = Stretch.of_batch(self.label, rows, self.position if reaches else Position(before), after)
         if rows:
-            # What was healed reaches further than the batch's beginning; forgetting it would take it twice.
-            base = self.position.before if self.position.before.covers(before) else before
-            self.position = Position(base).taking(after, rows[-1].id + 1)
-        return rows
+            self.position = stretch.end
+        return stretch
 
     def unseen(self, rows: Sequence[JournalRow]) -> list[JournalRow]:
         """Return the rows that have not been taken."""
         return [row for row in rows if not (self._includes(row) or _mark(row) in self._recent)]
 
-    def heal(self, batch: Batch) -> list[JournalRow]:
+    def heal(self, batch: Batch) -> Stretch:
         """
         Return the rows of a batch read from the journal after `position` that are new, and move on past it.
 
         When reading breaks off in the middle of a backlog and begins anew, what was taken of it is not taken again.
         """
-        rows = self._new(batch.rows)
+        stretch = Stretch.of_batch(self.label, self._new(batch.rows), self.position, batch.after)
         if batch.last:
             self.position = Position(batch.after)
         else:
             self.position = self.position.taking(batch.after, batch.rows[-1].id + 1)
-        return rows
+        return stretch
 
     def note(self, heartbeat: HeartbeatMessage) -> None:
         """Move on to a heartbeat with which this intake agrees, or up to which it was healed."""

@@ -7,15 +7,17 @@ member is sent the result.  A cohort keeps its changes in order; a member gets t
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import NoReturn, Protocol
 
 from ..journal.change import Change
+from .cursor import Cursor
 from .topics import Topic
 
 
@@ -62,13 +64,28 @@ class Event:
 
 class Execution(Protocol):
     """
-    Turns a change into the JSON of an execution result, or None for nothing to send.
+    Turns a change into the JSON of an execution result that tells the cursor behind it, or None for nothing to send.
 
     Called in a worker thread; what it returns is awaited on the event loop if it can be.  Raises nothing: errors are
     part of the result.
     """
 
-    def __call__(self, change: Change) -> str | Awaitable[str | None] | None: ...
+    def __call__(self, change: Change, cursor: Cursor) -> str | Awaitable[str | None] | None: ...
+
+
+@dataclass(frozen=True)
+class Due:
+    """A change that a cohort is to be executed for, and the cursor of whoever has been sent its result."""
+
+    change: Change
+    cursor: Cursor
+
+    def executed(self, execution: Execution) -> str | Awaitable[str | None] | None:
+        """Return what is to be sent."""
+        return execution(self.change, self.cursor)
+
+    def __str__(self) -> str:
+        return f"{self.change.kind} of {self.change.model_label}"
 
 
 @dataclass(frozen=True)
@@ -76,11 +93,25 @@ class Resync:
     """Stands among the changes of a cohort where some are lost."""
 
     reason: str
+    cursor: Cursor
 
-    @property
-    def payload(self) -> str:
-        """Return the JSON of the result that tells it."""
-        return json.dumps({"data": None, "extensions": {"resync": {"reason": self.reason}}})
+    def executed(self, execution: Execution) -> str:
+        """Return what is to be sent."""
+        extensions = {"resync": {"reason": self.reason}, "cursor": self.cursor.token}
+        return json.dumps({"data": None, "extensions": extensions})
+
+    def __str__(self) -> str:
+        return "a resync"
+
+
+class Outlet(Protocol):
+    """Where the results of an operation go."""
+
+    def offer(self, payload: str) -> bool:
+        """Take the JSON of a result at once; return False when there is no room for it."""
+
+    async def room(self) -> None:
+        """Wait until there is plenty of room.  Raises ClientStuckError when there has been none for too long."""
 
 
 @dataclass(eq=False)
@@ -88,55 +119,74 @@ class Operation:
     """
     One subscription of one socket.
 
-    `share` tells who may be in the same cohort (None: nobody); `deliver` takes the JSON of an execution result, at
-    once and without waiting.
+    `share` tells who may be in the same cohort (None: nobody).  `behind` is set when its outlet had no room for a
+    result; `cursor` then says where to go on, and nothing more is delivered until it has caught up.
     """
 
     interest: Interest
     execution: Execution
-    deliver: Callable[[str], None]
+    outlet: Outlet
     share: Hashable | None = None
+    cursor: Cursor | None = field(default=None, init=False)
+    behind: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    cohort: Cohort | None = field(default=None, init=False)
     joined_at: int = field(default=0, init=False)
+
+    def fall_behind(self, cursor: Cursor) -> None:
+        """Stand still at a cursor."""
+        self.cursor = cursor
+        self.behind.set()
 
 
 @dataclass(eq=False)
 class Cohort:
-    """Operations that share executions; `pending` has the numbered changes still to be executed."""
+    """
+    Operations that share executions.
 
+    `pending` has what is still to be executed, numbered; `cursor` is that of whoever has been sent all before it;
+    `settled` is set while there is nothing pending, and nothing under way.
+    """
+
+    interest: Interest
     execution: Execution
-    topics: tuple[Topic, ...]
+    cursor: Cursor
     members: dict[Operation, None] = field(default_factory=dict)
-    pending: deque[tuple[int, Change | Resync]] = field(default_factory=deque)
+    pending: deque[tuple[int, Due | Resync]] = field(default_factory=deque)
     number: int = 0
     scheduled: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.settled.set()
 
     def add(self, operation: Operation) -> None:
         """Let an operation share what is executed for changes from now on."""
         operation.joined_at = self.number
+        operation.cohort = self
         self.members[operation] = None
 
-    def queue(self, change: Change | Resync) -> None:
-        """Queue a change, behind the ones before it."""
+    def queue(self, due: Due | Resync) -> None:
+        """Queue what is due, behind what was before it."""
         self.number += 1
-        self.pending.append((self.number, change))
+        self.pending.append((self.number, due))
+        self.settled.clear()
 
-    def take(self, most: int) -> list[tuple[int, Change | Resync]]:
-        """Take the next changes to execute."""
+    def take(self, most: int) -> list[tuple[int, Due | Resync]]:
+        """Take what is next to be executed."""
         return [self.pending.popleft() for _ in range(min(most, len(self.pending)))]
 
-    def put_back(self, changes: Sequence[tuple[int, Change | Resync]]) -> None:
-        """Put back changes that were taken and not executed, to where they were."""
-        self.pending.extendleft(reversed(changes))
+    def put_back(self, due: Sequence[tuple[int, Due | Resync]]) -> None:
+        """Put back what was taken and not executed, to where it was."""
+        self.pending.extendleft(reversed(due))
 
-    def execute(self, change: Change | Resync) -> str | Awaitable[str | None] | None:
-        """Return what the members are to be sent; called in a worker thread."""
-        return change.payload if isinstance(change, Resync) else self.execution(change)
-
-    def deliver(self, number: int, payload: str) -> None:
-        """Send a result to every member that had joined before its change."""
-        for operation in list(self.members):
-            if operation.joined_at < number:
-                operation.deliver(payload)
+    def deliver(self, number: int, due: Due | Resync, payload: str | None) -> None:
+        """Send a result, if there is one, to every member that had joined before its change."""
+        if payload is not None:
+            for operation in list(self.members):
+                if operation.joined_at < number and not operation.outlet.offer(payload):
+                    del self.members[operation]
+                    operation.fall_behind(self.cursor)
+        self.cursor = due.cursor
 
 
 def cohort_key(operation: Operation) -> Hashable:

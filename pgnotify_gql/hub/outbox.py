@@ -43,22 +43,39 @@ class Outbox:
         self._asked: deque[int] = deque()
         self._filled = asyncio.Event()
         self._heard = asyncio.Event()
+        self._drained = asyncio.Event()
         self._closed = False
 
     def put(self, frame: str) -> None:
         """Queue a frame; dropped once the outbox has overflowed or is closed."""
-        if self._closed:
+        if self._closed or self.offer(frame):
             return
+        self.close()
+        self._frames.clear()
+        self._overflowed()
+
+    def offer(self, frame: str) -> bool:
+        """Queue a frame if there is room for it; return whether there was.  A closed outbox drops it."""
+        if self._closed:
+            return True
         # The first frame does not count: above the limit by itself, it could not be sent at all otherwise.
         behind_first = self._waiting - len(self._frames[0]) if self._frames else -len(frame)
         if len(self._frames) >= self._messages or behind_first + len(frame) > self._size:
-            self.close()
-            self._frames.clear()
-            self._overflowed()
-            return
+            return False
         self._frames.append(frame)
         self._waiting += len(frame)
         self._filled.set()
+        return True
+
+    async def room(self) -> None:
+        """Wait until no more than half of what may wait is waiting."""
+        while not self._has_room:
+            self._drained.clear()
+            await self._drained.wait()
+
+    @property
+    def _has_room(self) -> bool:
+        return self._closed or (len(self._frames) <= self._messages // 2 and self._waiting <= self._size // 2)
 
     def answered(self) -> None:
         """Note a pong: the client has read all that was written before the oldest ping without an answer."""
@@ -70,6 +87,7 @@ class Outbox:
         """Take nothing more; what is queued is still written."""
         self._closed = True
         self._filled.set()
+        self._drained.set()
 
     async def run(self) -> None:
         """Write until closed and empty.  What `send` raises ends it."""
@@ -85,6 +103,8 @@ class Outbox:
         await self._until_read()
         frame = self._frames.popleft()
         self._waiting -= len(frame)
+        if self._has_room:
+            self._drained.set()
         await self._write(frame)
         # Asked well before the limit, so that a client that does read is never waited for.
         if self._ping is not None and not self._asked and self._unread > self._size // 4:

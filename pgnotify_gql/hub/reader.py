@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -23,6 +23,9 @@ from ..journal.state import Joined, join
 logger = logging.getLogger("pgnotify_gql.hub")
 
 R = TypeVar("R")
+
+REPLAYERS = 2
+"""Connections of a process to a database over which operations catch up; more wait for their turn."""
 
 RETRY_FIRST = 0.25
 RETRY_MAX = 5.0
@@ -61,6 +64,10 @@ class HubReader:
             await self.close()
             raise
 
+    def another(self) -> HubReader:
+        """Return a reader of the same database, with a connection of its own."""
+        return HubReader(self._connect, self.database)
+
     async def close(self) -> None:
         """Close the connection; the next use opens another."""
         connection, self._connection = self._connection, None
@@ -93,3 +100,27 @@ class HubReader:
             if self._connection is None or self._connection.closed:
                 self._connection = await self._connect()
             return self._connection
+
+
+class Replayers:
+    """A few readers, each lent to one operation at a time."""
+
+    def __init__(self, reader: HubReader, count: int = REPLAYERS) -> None:
+        self._readers = [reader.another() for _ in range(count)]
+        self._free = asyncio.Queue[HubReader]()
+        for other in self._readers:
+            self._free.put_nowait(other)
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[HubReader]:
+        """Wait for a reader that nobody else uses."""
+        reader = await self._free.get()
+        try:
+            yield reader
+        finally:
+            self._free.put_nowait(reader)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for reader in self._readers:
+            await reader.close()

@@ -66,21 +66,22 @@ async def require_own_cluster(connection: Connection, database: str = "default")
 
 @dataclass(frozen=True)
 class Joined:
-    """A cursor from which only later changes are new, in which epoch and when it was taken."""
+    """A cursor from which only later changes are new, in which epoch and when it was taken, and of which journal."""
 
     cursor: Snapshot
     epoch: int
     at: datetime
+    journal: str = ""
 
 
 async def join(connection: Connection) -> Joined:
     """Return where a reader begins that wants what commits from now on."""
     result = await connection.execute(
-        "select pg_current_snapshot()::text, epoch, clock_timestamp() from pgnotify_gql.journal_state"
+        "select pg_current_snapshot()::text, epoch, clock_timestamp(), journal_id::text from pgnotify_gql.journal_state"
     )
     found = await result.fetchone()
     assert found is not None, "the migration inserts the row"
-    return Joined(Snapshot.parse(found[0]), found[1], found[2])
+    return Joined(Snapshot.parse(found[0]), *found[1:])
 
 
 async def begin_epoch(connection: Connection) -> tuple[int, Snapshot]:

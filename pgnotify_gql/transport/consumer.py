@@ -21,7 +21,7 @@ from typing import Any
 from graphql import GraphQLSchema
 
 from ..conf import Settings, get_settings
-from ..errors import ConfigurationError
+from ..errors import ClientStuckError, ConfigurationError
 from ..hub import open_hub
 from ..hub.hub import Hub
 from ..hub.outbox import Outbox
@@ -148,6 +148,7 @@ class _Socket:
     def __init__(self, send: Send, settings: Settings, overflowed: Callable[[], None], ping: str | None) -> None:
         self._send = send
         self._overflow = overflowed
+        self._patience = settings.SLOW_CLIENT_TIMEOUT
         self._outbox = Outbox(
             self._write,
             messages=settings.OUTBOX_MESSAGES,
@@ -160,6 +161,16 @@ class _Socket:
 
     def send(self, frame: str) -> None:
         self._outbox.put(frame)
+
+    def offer(self, frame: str) -> bool:
+        return self._outbox.offer(frame)
+
+    async def room(self) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._outbox.room()
+        except TimeoutError as error:
+            raise ClientStuckError(f"a client has read nothing for {self._patience:g} s") from error
 
     def answered(self) -> None:
         self._outbox.answered()

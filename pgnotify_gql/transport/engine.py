@@ -7,7 +7,6 @@ operation of the hub; one that returns an ordinary asynchronous stream is served
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import logging
@@ -26,14 +25,15 @@ from graphql import (
     get_operation_ast,
 )
 
-from ..errors import PgnotifyGqlError
+from ..errors import CursorError, PgnotifyGqlError
 from ..hub import Audience, Event, Interest, Operation
+from ..hub.cursor import Cursor
 from ..hub.hub import Hub
 from ..journal.change import Change
 from .context import OperationRequest
 from .documents import Documents
 from .frames import Request, shown
-from .protocol import RequestError
+from .protocol import RequestError, Results
 
 logger = logging.getLogger("pgnotify_gql.transport")
 
@@ -49,8 +49,8 @@ class GraphqlEngine:
         self._hub = hub
         self._context = context
 
-    async def run(self, request: Request, emit: Callable[[str], None]) -> None:
-        """Run to the end; see ``protocol.Engine``.  Raises RequestError."""
+    async def run(self, request: Request, results: Results) -> None:
+        """Run to the end; see ``protocol.Engine``.  Raises RequestError and ClientStuckError."""
         document = self._documents.get(request.query)
         if document.node is None or document.errors:
             raise _request_error(document.errors)
@@ -59,30 +59,25 @@ class GraphqlEngine:
             raise _request_error([GraphQLError(_no_operation(request))])
         execution = _Execution(self._schema, document.node, request, self._context())
         if operation.operation is not OperationType.SUBSCRIPTION:
-            emit(await _settled(await self._hub.executor.run(execution.result, None)))
+            results.send(await _settled(await self._hub.executor.run(execution.result, None)))
             return
         source = await execution.subscribe()
         if isinstance(source, Interest):
-            await self._feed(source, execution, request, emit)
+            await self._feed(source, execution, request, results)
             return
         try:
             async for event in source:
-                emit(await _settled(await self._hub.executor.run(execution.result, event)))
+                results.send(await _settled(await self._hub.executor.run(execution.result, event)))
         finally:
             # A generator that waits at its yield would put its things away only when it is collected.
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
 
-    async def _feed(
-        self, interest: Interest, execution: _Execution, request: Request, emit: Callable[[str], None]
-    ) -> None:
+    async def _feed(self, interest: Interest, execution: _Execution, request: Request, results: Results) -> None:
+        since = _since(request)
         execution.share(interest.audience)
-        operation = Operation(interest, execution, emit, execution.share_key(interest.audience))
-        await self._hub.join(operation)
-        try:
-            await asyncio.Event().wait()  # until cancelled: an operation of the hub has no end of its own
-        finally:
-            await asyncio.shield(self._hub.leave(operation))
+        # Until cancelled: an operation of the hub has no end of its own.
+        await self._hub.serve(Operation(interest, execution, results, execution.share_key(interest.audience)), since)
 
 
 @dataclass
@@ -94,12 +89,12 @@ class _Execution:
     request: Request
     context: OperationRequest
 
-    def __call__(self, change: Change) -> str | Awaitable[str | None] | None:
+    def __call__(self, change: Change, cursor: Cursor) -> str | Awaitable[str | None] | None:
         event = Event(change)
         result = self._execute(event)
         if inspect.isawaitable(result):
-            return self._later(event, result)
-        return None if event.skipped else _encode(result)
+            return self._later(event, result, cursor)
+        return None if event.skipped else _encode(result, cursor)
 
     def result(self, root: Any) -> str | Awaitable[str]:
         """Return the JSON of the result for a root value, or an awaitable of it."""
@@ -140,9 +135,9 @@ class _Execution:
         # The schema as well: several consumers share the hub of their process.
         return self.schema, audience, who, self.request.query, self.request.operation_name, variables
 
-    async def _later(self, event: Event, result: Awaitable[ExecutionResult]) -> str | None:
+    async def _later(self, event: Event, result: Awaitable[ExecutionResult], cursor: Cursor) -> str | None:
         awaited = await result
-        return None if event.skipped else _encode(awaited)
+        return None if event.skipped else _encode(awaited, cursor)
 
     def _execute(self, root: Any) -> ExecutionResult | Awaitable[ExecutionResult]:
         return execute(
@@ -160,14 +155,29 @@ def _shares(audience: Audience, context: OperationRequest) -> bool:
     return audience is Audience.EVERYBODY or (audience is Audience.USER and context.user.is_authenticated)
 
 
-def _encode(result: ExecutionResult) -> str:
+def _encode(result: ExecutionResult, cursor: Cursor | None = None) -> str:
     _log(result.errors or ())
+    formatted: dict[str, Any] = dict(result.formatted)
+    if cursor is not None:
+        formatted["extensions"] = {**(result.extensions or {}), "cursor": cursor.token}
     try:
-        return json.dumps(result.formatted, allow_nan=False)
+        return json.dumps(formatted, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         # What a scalar of the application serialized to.
         logger.exception("a result cannot be sent as JSON")
-        return json.dumps({"data": None, "errors": [{"message": "the result cannot be sent as JSON"}]})
+        unsent: dict[str, Any] = {"data": None, "errors": [{"message": "the result cannot be sent as JSON"}]}
+        return json.dumps(unsent | ({"extensions": {"cursor": cursor.token}} if cursor else {}))
+
+
+def _since(request: Request) -> Cursor | None:
+    """Return where a client wants to go on.  Raises RequestError."""
+    token = (request.extensions or {}).get("cursor")
+    if token is None:
+        return None
+    try:
+        return Cursor.read(token)
+    except CursorError as error:
+        raise RequestError([{"message": str(error), "extensions": {"code": "INVALID_CURSOR"}}]) from error
 
 
 async def _encoded_later(result: Awaitable[ExecutionResult]) -> str:

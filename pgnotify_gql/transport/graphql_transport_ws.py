@@ -46,8 +46,8 @@ class GraphqlTransportWs(Connection):
     def keep_alive(self) -> None:
         self._socket.send(self.ping)
 
-    def send_result(self, operation_id: str, payload: str) -> None:
-        self._socket.send(frames.result_message("next", operation_id, payload))
+    def result(self, operation_id: str, payload: str) -> str:
+        return frames.result_message("next", operation_id, payload)
 
     def send_errors(self, operation_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
         self._socket.send(frames.message("error", id=operation_id, payload=list(errors)))

@@ -56,8 +56,8 @@ class GraphqlWs(Connection):
     def keep_alive(self) -> None:
         self._socket.send(frames.message("ka"))
 
-    def send_result(self, operation_id: str, payload: str) -> None:
-        self._socket.send(frames.result_message("data", operation_id, payload))
+    def result(self, operation_id: str, payload: str) -> str:
+        return frames.result_message("data", operation_id, payload)
 
     def send_errors(self, operation_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
         # This protocol's error carries one; the first is the one that stopped the request.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from ..errors import PgnotifyGqlError
+from ..errors import ClientStuckError, PgnotifyGqlError
 from .close_codes import CloseCode
 from .frames import Frame, FrameError, Request, shown
 
@@ -28,7 +28,14 @@ logger = logging.getLogger("pgnotify_gql.transport")
 class Socket(Protocol):
     """Where frames go; no method waits."""
 
-    def send(self, frame: str) -> None: ...
+    def send(self, frame: str) -> None:
+        """Send, or close the socket when there is no room for it."""
+
+    def offer(self, frame: str) -> bool:
+        """Send if there is room; return whether there was."""
+
+    async def room(self) -> None:
+        """Wait until there is plenty of room.  Raises ClientStuckError when there has been none for too long."""
 
     def answered(self) -> None:
         """Note that the client answered a ping."""
@@ -37,14 +44,28 @@ class Socket(Protocol):
         """Close behind the frames that were sent before; only the first close counts."""
 
 
+class Results(Protocol):
+    """Takes the JSON of each result of one operation, in order."""
+
+    def send(self, payload: str) -> None:
+        """Take a result, whatever becomes of the client."""
+
+    def offer(self, payload: str) -> bool:
+        """Take a result if there is room for it; return whether there was."""
+
+    async def room(self) -> None:
+        """Wait until there is plenty of room.  Raises ClientStuckError when there has been none for too long."""
+
+
 class Engine(Protocol):
     """Runs requests."""
 
-    async def run(self, request: Request, emit: Callable[[str], None]) -> None:
+    async def run(self, request: Request, results: Results) -> None:
         """
-        Run one operation to its end; `emit` takes the JSON of each result, in order.
+        Run one operation to its end.
 
-        A subscription ends when it is cancelled.  Raises RequestError when the request cannot be run at all.
+        A subscription ends when it is cancelled.  Raises RequestError when the request cannot be run at all, and
+        ClientStuckError.
         """
 
 
@@ -143,8 +164,8 @@ class Connection(ABC):
         """Send what keeps a silent connection open."""
 
     @abstractmethod
-    def send_result(self, operation_id: str, payload: str) -> None:
-        """Send one result."""
+    def result(self, operation_id: str, payload: str) -> str:
+        """Return the frame of one result."""
 
     @abstractmethod
     def send_errors(self, operation_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
@@ -231,15 +252,14 @@ class Connection(ABC):
             # Completed by the client, or replaced under the same id: what comes late is not sent.
             return self._operations.get(operation_id) is task and not self._closed
 
-        def emit(payload: str) -> None:
-            if runs():
-                self.send_result(operation_id, payload)
-
         errors: Sequence[Mapping[str, Any]] = ()
         try:
-            await self._engine.run(request, emit)
+            await self._engine.run(request, _Results(self, self._socket, operation_id, runs))
         except RequestError as error:
             errors = error.errors
+        except ClientStuckError:
+            self.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
+            return
         except Exception:
             # The id is the client's own text: as Python shows it, it cannot begin a line of its own.
             logger.exception("operation %r failed", shown(operation_id))
@@ -261,6 +281,26 @@ class Connection(ABC):
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Sends the results of an operation for as long as it `runs`."""
+
+    connection: Connection
+    socket: Socket
+    operation_id: str
+    runs: Callable[[], bool]
+
+    def send(self, payload: str) -> None:
+        if self.runs():
+            self.socket.send(self.connection.result(self.operation_id, payload))
+
+    def offer(self, payload: str) -> bool:
+        return not self.runs() or self.socket.offer(self.connection.result(self.operation_id, payload))
+
+    async def room(self) -> None:
+        await self.socket.room()
 
 
 def _acknowledgement(answer: Mapping[str, Any] | bool | None) -> Mapping[str, Any] | None:

@@ -1,0 +1,154 @@
+"""
+Catching up: an operation is given from the journal what it missed, and then the live stream again.
+
+For operations that come back with a cursor, and for those whose client did not read for a while.  What is read is what
+the feed has taken already, from the operation's cursor on; what the feed has not taken yet comes live.  So nothing
+comes twice and nothing is left out, whoever is faster.
+
+It goes in rounds, while the feed goes on; a round ends where the feed stood when it began.  When little is left the
+feed stands still for the last round, behind which the operation takes what is dispatched, in a cohort of its own.  As
+soon as that has nothing left to do, the operation shares executions with others again.
+
+Memory is bounded: no more is read than is executed, and no more is executed than the client has room for.  A database
+that is lost is waited for.  What has left the journal is answered with a resync, and the live stream.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import psycopg
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from ..capture.registry import registry
+from ..errors import CursorTooOldError
+from ..journal.change import JournalRow
+from .cursor import Cursor, Model
+from .operations import Due, Operation, Resync
+from .reader import RETRY_FIRST, RETRY_MAX
+from .stretch import Stretch
+from .topics import TopicIndex
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+logger = logging.getLogger("pgnotify_gql.hub")
+
+LITTLE = 200
+"""Journal rows of a round, at most, for the next one to be the last: so many hold up the feed for milliseconds."""
+
+MOST_AHEAD = 100
+"""Changes that are read before those before them have been executed and sent."""
+
+FOREIGN = "the cursor is of another subscription, or of a journal that is no longer there"
+
+
+async def catch_up(hub: Hub, operation: Operation) -> None:
+    """
+    Give an operation, from its cursor on, what the feeds have taken; and the live stream behind it.
+
+    Returns early when its outlet has no room for a result: it has fallen behind again.  Raises ClientStuckError.
+    """
+    await _CatchUp(hub, operation).run()
+
+
+class _CatchUp:
+    """One operation that catches up, in a cohort of its own."""
+
+    def __init__(self, hub: Hub, operation: Operation) -> None:
+        assert operation.cursor is not None, "it says where to begin"
+        self._hub = hub
+        self._operation = operation
+        hub.detach(operation)
+        self._since = operation.cursor
+        self._positions = dict(operation.cursor.positions)
+        self._cohort = hub.cohort_of(operation, operation.cursor)
+        self._cohort.add(operation)
+        self._index: TopicIndex[None] = TopicIndex()
+        for topic in operation.interest.topics:
+            self._index.add(topic, None)
+
+    async def run(self) -> None:
+        try:
+            self._require_fitting()
+            await self._retrying(self._rounds)
+        except CursorTooOldError as error:
+            self._resync(str(error))
+            self._hub.go_live_alone(self._cohort)
+        await self._cohort.settled.wait()
+        # No turn of the loop in between: nothing is dispatched to the one and not to the other.
+        if not self._operation.behind.is_set():
+            self._hub.go_live_with_others(self._operation)
+
+    def _require_fitting(self) -> None:
+        interest = self._operation.interest
+        if not self._since.fits(interest.models, self._hub.journals(interest)):
+            raise CursorTooOldError(FOREIGN)
+
+    async def _rounds(self) -> None:
+        while await self._round() > LITTLE:
+            pass
+        if self._operation.behind.is_set():
+            return
+        async with self._hub.standing_still(self._operation.interest):
+            await self._round(last=True)
+            self._hub.go_live_alone(self._cohort)
+
+    async def _round(self, *, last: bool = False) -> int:
+        """Queue what the feeds have taken by now; return how many journal rows were read for it."""
+        count = 0
+        for model in self._operation.interest.models:
+            database, label = model
+            feed = self._hub.feed(database)
+            end = feed.position(label)
+            async with aclosing(feed.replay(label, self._positions[model], end)) as stretches:
+                async for stretch in stretches:
+                    for row in stretch.rows:
+                        count += 1
+                        self._queue(model, stretch, row)
+                        if not last:
+                            await self._keep_pace()
+                        if self._operation.behind.is_set():
+                            return 0
+            self._positions[model] = end
+        return count
+
+    def _queue(self, model: Model, stretch: Stretch, row: JournalRow) -> None:
+        source = registry.get(row.label)
+        if source is None:
+            return
+        try:
+            changes = row.changes(source)
+        except Exception:
+            logger.exception("journal row %d of %s cannot be decoded", row.id, row.label)
+            self._positions[model] = stretch.position(row, 0)
+            self._resync("a change could not be decoded")
+            return
+        for change in changes[self._positions[model].begun(row.xid, row.id) :]:
+            self._positions[model] = stretch.position(row, change.index + 1)
+            if self._index.find(change):
+                self._hub.executor.submit(self._cohort, Due(change, self._cursor()))
+
+    async def _keep_pace(self) -> None:
+        await self._hub.executor.room()
+        if len(self._cohort.pending) >= MOST_AHEAD:
+            await self._cohort.settled.wait()
+            await self._operation.outlet.room()
+
+    def _resync(self, reason: str) -> None:
+        self._hub.executor.submit(self._cohort, Resync(reason, self._hub.standing(self._operation.interest)))
+
+    def _cursor(self) -> Cursor:
+        return Cursor(dict(self._positions), self._since.journals)
+
+    async def _retrying(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Wait for a database that is lost, and go on from where it was."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(psycopg.Error),
+            wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
+            before_sleep=lambda state: logger.warning("catching up waits for the database"),
+        )
+        await retrying(step)
