@@ -25,14 +25,13 @@ from channels_redis.core import RedisChannelLayer
 from django.core.management import call_command
 from django.test import override_settings
 
-from example.conversations.models import Message
 from pgnotify_gql.journal import Snapshot
 from pgnotify_gql.journal.reader import BATCH_ROWS, Batch, Connection, current_snapshot, read_new
 from pgnotify_gql.journal.state import begin_epoch
 from pgnotify_gql.listener import Listener, Timing
 from pgnotify_gql.relay import Relay
 from pgnotify_gql.relay.messages import CHANGES
-from tests.faults.cluster import quiet_hub, unprivileged
+from tests.faults.cluster import Witness, quiet_hub, unprivileged
 from tests.faults.load import Load
 from tests.support.databases import Database
 from tests.support.feed import (
@@ -227,7 +226,7 @@ def row_count(room: Room) -> int:
 @asynccontextmanager
 async def subscribed(database: Database, layer: Any, dsn: str | None = None) -> AsyncIterator[Subscriber]:
     """Somebody who waits for messages, at a hub that does not look at the journal unless it missed something."""
-    subscriber = Subscriber(Message)
+    subscriber = Witness()
     async with quiet_hub(layer, dsn or database.conninfo) as hub:
         await hub.join(subscriber.operation)
         yield subscriber
@@ -526,7 +525,7 @@ async def test_a_backlog_that_the_database_sorts_for_longer_than_a_session_may_b
 async def test_to_find_that_there_is_a_backlog_the_leader_reads_little_of_it(
     database: Database,
 ) -> None:
-    """Meanwhile it stores nothing, and a standby would take it for stuck; the next leader would do the same."""
+    """Meanwhile it stores nothing and sends no heartbeat, and the next leader would begin with the same."""
     async with opened(database.conninfo) as leader:
         cursor = await current_snapshot(leader)
         with database.server.connect(database.name) as writer:
