@@ -303,12 +303,12 @@ class TestWriters:
             assert writer["pid"] == slow.info.backend_pid
 
     def test_the_oldest_is_shown_with_who_it_is(self, postgres: PostgresServer, database: Database) -> None:
-        with own_role(database) as (role, _), transaction(database) as slow:
-            slow.execute(f"set local application_name = 'nightly {role}'")
+        with transaction(database) as slow:
+            slow.execute("set local application_name = 'nightly job'")
             slow.execute("select pg_current_xact_id()")
-            found = shown()
+            found, pid = shown(), slow.info.backend_pid
         assert found["open writers"] == "1, in all databases of this server"
-        who = f"backend {slow.info.backend_pid} ('nightly {role}', idle in transaction, role postgres, database "
+        who = f"backend {pid} ('nightly job', idle in transaction, role postgres, database "
         assert found["the oldest"].startswith(f"{who}{database.name}), open for ")
 
     def test_of_other_roles_are_there_for_who_may_see_nothing_of_them(
