@@ -178,6 +178,7 @@ class TestLag:
     def test_is_what_the_stored_cursor_does_not_see(self, database_triggers: Database, room: Room) -> None:
         with transaction(database_triggers) as slow:
             room.say("late", connection=slow)
+            room.say("in time")
             room.connection.execute("update pgnotify_gql.journal_state set relayed = pg_current_snapshot()")
             assert shown()["lag"] == "none"
             assert found()["lag"] == 0
@@ -259,9 +260,9 @@ class TestWriters:
     def test_are_counted_once_however_many_savepoints_they_have(self, database_triggers: Database, room: Room) -> None:
         with transaction(database_triggers) as slow:
             room.say("one", connection=slow)
-            for _ in range(3):
-                with slow.transaction():
-                    room.say("more", connection=slow)
+            for name in ("first", "second", "third"):
+                slow.execute(f"savepoint {name}")
+                room.say(name, connection=slow)
             (writer,) = self.own(database_triggers)
             assert writer == {
                 "pid": slow.info.backend_pid,
