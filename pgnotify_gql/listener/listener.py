@@ -29,7 +29,7 @@ from tenacity import (
 from ..errors import JournalMissingError
 from ..journal.reader import Connection, require_journal
 from ..journal.snapshot import Snapshot
-from ..journal.state import LeadershipLostError, resign
+from ..journal.state import LeadershipLostError, begin_era, resign
 from .doorbell import Doorbell, PolledDoorbell
 from .leadership import STANDBY_INTERVAL, Guard, try_to_lead
 from .session import is_direct
@@ -137,7 +137,7 @@ class Listener:
             return
         epoch, cursor = led
         self._settle()
-        self._sink.begin(epoch, cursor)
+        self._sink.begin(epoch, await begin_era(connection))
         term = Term(
             connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping,
             connect=self._connect, database=self._database,

@@ -33,7 +33,7 @@ import psycopg
 from ..journal.reader import Batch, Connection, read_new
 from ..journal.retention import rotate
 from ..journal.snapshot import Snapshot
-from ..journal.state import store_relayed
+from ..journal.state import Era, store_relayed
 from .doorbell import Doorbell
 
 logger = logging.getLogger("pgnotify_gql.listener")
@@ -62,7 +62,7 @@ class Sink(Protocol):
     Neither method raises for a layer that fails, nor takes long: what is lost there is healed by the hubs.
     """
 
-    def begin(self, epoch: int, cursor: Snapshot) -> None: ...
+    def begin(self, epoch: int, era: Era) -> None: ...
 
     async def relay(self, batch: Batch) -> None: ...
 
@@ -191,7 +191,8 @@ class Term:
         self._asked_at = self._clock()
         # Closed at once when left early: the transaction of a backlog must have ended before the next statement.
         async with aclosing(read_new(self._connection, self._cursor, aside=self._backlog_connection)) as batches:
-            async for batch in batches:
+            batch: Batch | None = await anext(batches)
+            while batch is not None:
                 if batch.rows:
                     found = True
                     self._note_relayed()
@@ -201,10 +202,22 @@ class Term:
                     self._cursor = batch.after
                 elif self._stopping.is_set():
                     break
-                elif self._aside:
-                    await self._keep_books()
                 self._asked_at = self._clock()
+                batch = None if batch.last else await self._next_part(batches)
         return found
+
+    async def _next_part(self, batches: AsyncGenerator[Batch, None]) -> Batch | None:
+        """Return the next part of a backlog; keep the books while another connection reads or sorts it."""
+        reading = asyncio.create_task(anext(batches, None), name="pgnotify_gql backlog")
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=STORE_INTERVAL)
+                if self._aside:
+                    await self._keep_books()
+            return reading.result()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     @asynccontextmanager
     async def _backlog_connection(self) -> AsyncGenerator[Connection, None]:
