@@ -72,7 +72,7 @@ def taken(intake: Intake, message: ChangesMessage) -> list[int]:
 @pytest.fixture
 def intake() -> Intake:
     """Has taken message 3 of epoch 1, of a batch from 100 to 110."""
-    intake = Intake(LABEL, joined(100))
+    intake = Intake(LABEL, joined(100, epoch=1))
     intake.healed(1, 2)
     assert taken(intake, message(3, 100, 110, 101, 102)) == [101, 102]
     return intake
@@ -211,21 +211,22 @@ def test_healing_that_broke_off_begins_anew_without_taking_anything_twice() -> N
     assert intake.position == Position(at(105))
 
 
-# A journal, a leader, and a layer that does what it likes with messages.
-
-
 def test_in_the_same_era_a_new_leader_takes_nothing_back_however_far_behind_it_begins(intake: Intake) -> None:
     many = RECENT_ROWS + 5
     cursor = Snapshot(200, 200)
     first = changes_message(
         "default", LABEL, 1, ONE, 4, at(110), cursor, [row(number, 111) for number in range(1, many + 1)]
     )
+    intake.meet(first)
     assert len(intake.take(first)) == many
     again = changes_message("default", LABEL, 2, ONE, 1, at(110), cursor, [row(1, 111), row(many + 1, 112)])
     intake.meet(again)
     assert not intake.follows(again)
     intake.healed(2, 1)
     assert [found.id for found in intake.take(again)] == [many + 1]
+
+
+# A journal, a leader, and a layer that does what it likes with messages.
 
 
 @dataclass

@@ -173,3 +173,14 @@ async def test_an_era_ends_with_a_promotion(primary: PostgresServer, room: Room)
         assert await era_of(twin) != first
     finally:
         standby.close()
+
+
+async def test_a_replica_is_refused_since_its_snapshots_would_lose_what_is_in_progress(
+    primary: PostgresServer, room: Room
+) -> None:
+    standby = primary.standby()
+    try:
+        with pytest.raises(psycopg.OperationalError, match="it is a replica: name the primary"):
+            await opener(standby.conninfo(room.database.name))()
+    finally:
+        standby.close()

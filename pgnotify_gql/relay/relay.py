@@ -60,6 +60,7 @@ class Relay:
         self._resting_until = 0.0
         self._failed = 0
         self._failing = ""
+        self._hung = 0
         self._told_at = 0.0
 
     def begin(self, epoch: int, era: Era) -> None:
@@ -101,13 +102,19 @@ class Relay:
                     await self._send_one(group, message)
         except TimeoutError:
             self._resting_until = _now() + self._rest_after_hang
-            logger.warning(
-                "the channel layer took longer than %g s for %d messages of database %s; it rests for %g s, hubs heal",
-                self._send_timeout,
-                len(messages),
-                self._database,
-                self._rest_after_hang,
-            )
+            self._hung += 1
+            if self._hung == 1 or _now() - self._told_at >= REMIND_INTERVAL:
+                self._told_at = _now()
+                logger.warning(
+                    "the channel layer took longer than %g s for %d messages of database %s; "
+                    "it rests for %g s, hubs heal",
+                    self._send_timeout,
+                    len(messages),
+                    self._database,
+                    self._rest_after_hang,
+                )
+        else:
+            self._hung = 0
 
     async def _send_one(self, group: str, message: Message) -> None:
         try:
