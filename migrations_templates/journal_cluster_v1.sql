@@ -1,7 +1,16 @@
--- The cluster of databases (pg_control_system) in whose transaction ids the journal counts, see journal/state.py.
--- Epochs come from the clock.
+-- The cluster of databases (pg_control_system) in whose transaction ids the journal counts, and the era, which ends when
+-- the database may have forgotten something: see journal/state.py.  Epochs come from the clock.
 --
 -- Placeholders: none.  Run by: migration 0002 of the application pgnotify_gql.
 
 alter table pgnotify_gql.journal_state add column if not exists cluster text;
 drop sequence if exists pgnotify_gql.epoch;
+
+-- One row, which the first leader writes.  PostgreSQL empties an unlogged table when it recovers from a crash, and a
+-- replica that is promoted finds it empty; a clean restart keeps it.
+create unlogged table if not exists pgnotify_gql.journal_era (
+    one boolean primary key default true check (one),
+    era uuid not null default pg_catalog.gen_random_uuid(),
+    -- Up to where earlier leaders had relayed, as far as the database remembers.
+    began pg_snapshot not null
+);

@@ -28,6 +28,9 @@ LEADER_LOCK = 2
 INSTALL_LOCK = 3
 """Held while triggers are installed, so that two deployments do not meet."""
 
+BACKLOG_LOCK = 4
+"""Held shared by the session in which a leader reads a backlog."""
+
 TRIGGER_PREFIX = "pgnotify_gql_"
 
 IDENTIFIER_BYTES = 63

@@ -184,6 +184,48 @@ async def test_an_execution_that_raises_hurts_nobody_else(
     assert "broken on purpose" in caplog.text
 
 
+async def test_an_execution_that_awaits_what_somebody_has_cancelled_hurts_nobody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def cancelled(change: Any) -> str:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+        return "never"
+
+    # One thread, so that both are in one hop.
+    executor, bad, good = Executor(1), Receiver(cancelled), Receiver(number)
+    for change in range(3):
+        executor.submit(bad.cohort, Change(change))
+        executor.submit(good.cohort, Change(change))
+    await good.has(3)
+    assert good.received == ["0", "1", "2"]
+    await nothing_pending(executor)
+    assert "an asynchronous execution failed" in caplog.text
+    await executor.close()
+
+
+async def test_closing_does_not_wait_for_ever_for_a_thread_that_is_in_the_middle_of_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executor_module, "CLOSE_TIMEOUT", 0.1)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(change: Any) -> str:
+        entered.set()
+        go_on.wait(EVENT_TIMEOUT)
+        return "late"
+
+    executor, receiver = Executor(1), Receiver(slow)
+    executor.submit(receiver.cohort, Change(1))
+    await asyncio.to_thread(entered.wait, EVENT_TIMEOUT)
+    try:
+        async with asyncio.timeout(EVENT_TIMEOUT / 2):
+            await executor.close()
+    finally:
+        go_on.set()
+
+
 async def test_a_subscriber_whose_delivery_raises_hurts_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     def deliver(payload: str) -> None:
         raise RuntimeError("the socket is broken")

@@ -803,6 +803,67 @@ async def test_joining_while_another_model_is_healed_uses_one_connection(databas
     assert layer.groups == {}
 
 
+@pytest.mark.postgres("18")
+async def test_a_model_that_is_fed_can_be_joined_and_left_while_another_one_waits_for_the_database(
+    database_triggers: Database,
+) -> None:
+    room, layer, database = Room(database_triggers), InMemoryChannelLayer(), Away(database_triggers)
+    first, second, other = Subscriber(Message), Subscriber(Message), Subscriber(Conversation)
+    async with (
+        hub_of(layer, "", connect=database) as hub,
+        leading(database_triggers, Relay(layer)),
+    ):
+        await hub.join(first.operation)
+        room.say("before")
+        await first.has("before")
+        database.there = False
+        terminate(database_triggers, "test hub")
+        waiting = asyncio.create_task(hub.join(other.operation))
+        await eventually(lambda: database.refused)
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            await hub.join(second.operation)
+            await hub.leave(first.operation)
+        room.say("while another waits")
+        await second.has("while another waits")
+        assert not waiting.done()
+        database.there = True
+        await waiting
+
+
+@pytest.mark.postgres("18")
+async def test_who_joins_while_another_model_is_healed_begins_with_what_commits_afterwards(
+    database_triggers: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Healing is done in a transaction, which shows the journal as it was."""
+    monkeypatch.setattr("pgnotify_gql.hub.executor.MOST_PENDING", 10)
+    room, layer = Room(database_triggers), InMemoryChannelLayer()
+    relay_side, entered, go_on = Faulty(layer, nothing), threading.Event(), threading.Event()
+    subscriber = Subscriber(Message)
+
+    def execute(change: Change) -> str:
+        entered.set()
+        go_on.wait(EVENT_TIMEOUT)
+        return subscriber.execute(change)
+
+    operation = Operation(subscriber.operation.interest, execute, subscriber.deliver)
+    reader = HubReader(opener(database_triggers.conninfo, 0, "test hub"))
+    hub = Hub(layer, [reader], Executor(1))
+    await hub.start()
+    try:
+        async with leading(database_triggers, Relay(relay_side)):
+            await hub.join(operation)
+            await asyncio.to_thread(room.say, *texts(2 * BATCH_ROWS))
+            await asyncio.to_thread(entered.wait, EVENT_TIMEOUT)
+            await eventually(lambda: not hub.executor._room.is_set())
+            room.connection.execute("update conversations_conversation set title = 'before'")
+            ((now,),) = room.connection.execute("select pg_current_snapshot()::text").fetchall()
+            joined = await reader.current()
+            assert joined.cursor.covers(Snapshot.parse(now))
+    finally:
+        go_on.set()
+        await hub.close()
+
+
 # Back-pressure and ends.
 
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgnotify_gql.capture.kinds import Kind
-from pgnotify_gql.hub.intake import Intake
+from pgnotify_gql.hub.intake import RECENT_ROWS, Intake
 from pgnotify_gql.journal.change import JournalRow
 from pgnotify_gql.journal.position import Position
 from pgnotify_gql.journal.reader import Batch
 from pgnotify_gql.journal.snapshot import Snapshot
-from pgnotify_gql.journal.state import Joined
+from pgnotify_gql.journal.state import Era, Joined
 from pgnotify_gql.relay.messages import (
     CHANGES,
     ChangesMessage,
@@ -41,18 +41,29 @@ def at(xid: int) -> Snapshot:
 
 def joined(cursor: int, epoch: int = 0) -> Joined:
     """Before any row was written."""
-    return Joined(at(cursor), epoch, AT - timedelta(seconds=1))
+    return Joined(at(cursor), epoch, AT - timedelta(seconds=1), str(epoch))
+
+
+ONE, TWO = Era("1", Snapshot(100, 100)), Era("2", Snapshot(100, 100))
 
 
 def message(seq: int, before: int, after: int, *xids: int, epoch: int = 1, began: int = 0) -> ChangesMessage:
     """The message of a batch; journal ids are 10 times the xids."""
     return changes_message(
-        "default", LABEL, epoch, at(began), seq, at(before), at(after), [row(xid * 10, xid) for xid in xids]
+        "default",
+        LABEL,
+        epoch,
+        Era(str(epoch), at(began)),
+        seq,
+        at(before),
+        at(after),
+        [row(xid * 10, xid) for xid in xids],
     )
 
 
 def heartbeat(cursor: int, seq: int | None, epoch: int = 1, began: int = 0) -> HeartbeatMessage:
-    return heartbeat_message("default", epoch, at(began), at(cursor), {} if seq is None else {LABEL: seq})
+    seqs = {} if seq is None else {LABEL: seq}
+    return heartbeat_message("default", epoch, Era(str(epoch), at(began)), at(cursor), seqs)
 
 
 def taken(intake: Intake, message: ChangesMessage) -> list[int]:
@@ -62,7 +73,7 @@ def taken(intake: Intake, message: ChangesMessage) -> list[int]:
 @pytest.fixture
 def intake() -> Intake:
     """Has taken message 3 of epoch 1, of a batch from 100 to 110."""
-    intake = Intake(LABEL, joined(100))
+    intake = Intake(LABEL, joined(100, epoch=1))
     intake.healed(1, 2)
     assert taken(intake, message(3, 100, 110, 101, 102)) == [101, 102]
     return intake
@@ -147,7 +158,7 @@ def test_a_late_message_after_a_heal_brings_nothing_new_and_does_not_count_back(
 
 def test_parts_of_one_batch_follow_each_other(intake: Intake) -> None:
     parts = [
-        changes_message("default", LABEL, 1, at(100), 4 + index, at(110), at(120), [row(number, 111)])
+        changes_message("default", LABEL, 1, ONE, 4 + index, at(110), at(120), [row(number, 111)])
         for index, number in enumerate((1111, 1112, 1113))
     ]
     assert [found.id for part in parts for found in intake.take(part)] == [1111, 1112, 1113]
@@ -155,9 +166,9 @@ def test_parts_of_one_batch_follow_each_other(intake: Intake) -> None:
 
 
 def test_a_transaction_that_commits_late_is_taken_with_the_batch_that_sees_it(intake: Intake) -> None:
-    first = changes_message("default", LABEL, 1, at(100), 4, at(110), Snapshot(111, 115, (111,)), [row(1120, 112)])
+    first = changes_message("default", LABEL, 1, ONE, 4, at(110), Snapshot(111, 115, (111,)), [row(1120, 112)])
     second = changes_message(
-        "default", LABEL, 1, at(100), 5, Snapshot(111, 115, (111,)), at(120), [row(1110, 111), row(1160, 116)]
+        "default", LABEL, 1, ONE, 5, Snapshot(111, 115, (111,)), at(120), [row(1110, 111), row(1160, 116)]
     )
     assert [found.xid for found in intake.take(first)] == [112]
     assert [found.xid for found in intake.take(second)] == [111, 116]
@@ -180,10 +191,10 @@ def test_a_leader_that_cuts_its_batches_elsewhere_brings_nothing_twice() -> None
     """The old one relayed 102 and not yet 101, which the new one finds in the same batch and sends before it."""
     intake = Intake(LABEL, joined(100))
     intake.note(heartbeat(100, None))
-    taken_of_old = changes_message("default", LABEL, 1, at(100), 1, at(100), Snapshot(101, 103, (101,)), [row(20, 102)])
+    taken_of_old = changes_message("default", LABEL, 1, ONE, 1, at(100), Snapshot(101, 103, (101,)), [row(20, 102)])
     assert intake.follows(taken_of_old)
     assert intake.take(taken_of_old) == [row(20, 102)]
-    first = changes_message("default", LABEL, 2, at(100), 1, at(100), at(103), [row(10, 101)])
+    first = changes_message("default", LABEL, 2, TWO, 1, at(100), at(103), [row(10, 101)])
     assert not intake.agrees(heartbeat(100, None, epoch=2))
     assert not intake.follows(first)
 
@@ -193,12 +204,27 @@ def test_healing_that_broke_off_begins_anew_without_taking_anything_twice() -> N
     intake = Intake(LABEL, joined(100))
     intake.note(heartbeat(100, None))
     had = row(1010, 101)
-    assert intake.take(changes_message("default", LABEL, 1, at(100), 1, at(100), Snapshot(103, 103), [had])) == [had]
+    assert intake.take(changes_message("default", LABEL, 1, ONE, 1, at(100), Snapshot(103, 103), [had])) == [had]
     early, late = row(1005, 103), row(1006, 104)
     assert intake.heal(Batch(at(100), at(104), [early], last=False)) == [early]
     assert intake.heal(Batch(at(100), at(105), [early, late, had], last=False)) == [late]
     assert intake.heal(Batch(at(100), at(105), [])) == []
     assert intake.position == Position(at(105))
+
+
+def test_in_the_same_era_a_new_leader_takes_nothing_back_however_far_behind_it_begins(intake: Intake) -> None:
+    many = RECENT_ROWS + 5
+    cursor = Snapshot(200, 200)
+    first = changes_message(
+        "default", LABEL, 1, ONE, 4, at(110), cursor, [row(number, 111) for number in range(1, many + 1)]
+    )
+    intake.meet(first)
+    assert len(intake.take(first)) == many
+    again = changes_message("default", LABEL, 2, ONE, 1, at(110), cursor, [row(1, 111), row(many + 1, 112)])
+    intake.meet(again)
+    assert not intake.follows(again)
+    intake.healed(2, 1)
+    assert [found.id for found in intake.take(again)] == [many + 1]
 
 
 # A journal, a leader, and a layer that does what it likes with messages.
@@ -248,7 +274,8 @@ class World:
         self.parts = parts
         self.epoch = 1
         self.seq = 0
-        self.began = self.cursor = self.stored = self.journal.snapshot()
+        self.cursor = self.stored = self.journal.snapshot()
+        self.era = Era("1", self.stored)
         self.sent: list[ChangesMessage | HeartbeatMessage] = []
         self.received: list[ChangesMessage | HeartbeatMessage] = []
         self.intake: Intake | None = None
@@ -260,7 +287,7 @@ class World:
     def join(self) -> None:
         cursor = self.journal.snapshot()
         self.old = {found.at for found in self.journal.rows if cursor.sees(found.xid)}
-        self.intake = Intake(LABEL, Joined(cursor, self.epoch, self.journal.clock))
+        self.intake = Intake(LABEL, Joined(cursor, self.epoch, self.journal.clock, self.era.id))
 
     def relay(self) -> None:
         before, self.cursor = self.cursor, self.journal.snapshot()
@@ -272,10 +299,10 @@ class World:
 
     def beat(self) -> None:
         seqs = {LABEL: self.seq} if self.seq else {}
-        self.sent.append(heartbeat_message("default", self.epoch, self.began, self.cursor, seqs))
+        self.sent.append(heartbeat_message("default", self.epoch, self.era, self.cursor, seqs))
 
     def message(self, before: Snapshot, rows: list[JournalRow]) -> ChangesMessage:
-        return changes_message("default", LABEL, self.epoch, self.began, self.seq, before, self.cursor, rows)
+        return changes_message("default", LABEL, self.epoch, self.era, self.seq, before, self.cursor, rows)
 
     def store(self) -> None:
         self.stored = self.cursor
@@ -291,12 +318,13 @@ class World:
         journal.clock, journal.keys = self.journal.clock, self.journal.keys
         self.lost |= {found.at for found in self.journal.rows} - {found.at for found in journal.rows}
         self.journal = journal
+        self.era = Era(str(int(self.era.id) + 1), self.stored)
         self.crash()
 
     def crash(self) -> None:
         self.epoch += 1
         self.seq = 0
-        self.began = self.cursor = self.stored
+        self.cursor = self.stored
 
     def receive(self, found: ChangesMessage | HeartbeatMessage) -> None:
         intake = self.intake

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
@@ -11,13 +13,13 @@ import psycopg
 import pytest
 
 from pgnotify_gql import names
-from pgnotify_gql.journal.reader import Batch, Connection, read_new
+from pgnotify_gql.journal.reader import BATCH_ROWS, Batch, Connection, read_new
 from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.journal.state import LeadershipLostError, begin_epoch, resign, store_relayed
 from pgnotify_gql.listener import Listener, Timing, leadership
 from pgnotify_gql.listener import listener as listener_module
 from pgnotify_gql.listener import term as term_module
-from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, Guard, try_to_lead
+from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, Guard, mark_backlog, try_to_lead
 from tests.support.databases import Database
 from tests.support.feed import (
     EVENT_TIMEOUT,
@@ -33,6 +35,7 @@ from tests.support.feed import (
     running,
     sessions,
     terminate,
+    transaction,
 )
 
 
@@ -284,31 +287,50 @@ def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
 STORED = "update pgnotify_gql.journal_state set relayed_at = clock_timestamp() - make_interval(secs => %s)"
 
 
+TIMEOUT = 0.3
+"""Seconds of a guard that is tested; it suspects a leader after two thirds of them."""
+
+
 @pytest.mark.usefixtures("watchful")
 async def test_a_leader_that_stores_nothing_is_ended_at_the_second_look(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = Guard(15, "default")
+    guard = Guard(TIMEOUT, "default")
     async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
         assert await tried(leader)
         await other.execute(STORED, [11])
+        await asyncio.sleep(TIMEOUT)
         await guard.look(other)
-        await leader.execute("select 1")
+        assert lock_holders(database, names.LEADER_LOCK)
         await guard.look(other)
         await eventually(lambda: not lock_holders(database, names.LEADER_LOCK))
         with pytest.raises(psycopg.OperationalError):
             await leader.execute("select 1")
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert record.getMessage().endswith("has stored nothing for more than 10 s: its session was ended")
+    assert record.getMessage().endswith("has stored nothing for more than 0.2 s: its session was ended")
 
 
 @pytest.mark.usefixtures("watchful")
 async def test_a_leader_that_stores_is_left_alone(database: Database) -> None:
-    guard = Guard(15, "default")
+    guard = Guard(TIMEOUT, "default")
     async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
         assert await tried(leader)
-        for seconds in (0, 5, 9):
-            await other.execute(STORED, [seconds])
+        await asyncio.sleep(TIMEOUT)
+        for _ in range(3):
+            await other.execute(STORED, [0])
+            await guard.look(other)
+        await leader.execute("select 1")
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_a_leader_that_asks_the_database_is_left_alone(database: Database) -> None:
+    """As one does that reads a backlog over its only connection, and stores nothing meanwhile."""
+    guard = Guard(100 * TIMEOUT, "default")
+    async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
+        assert await tried(leader)
+        await other.execute(STORED, [3600])
+        for _ in range(3):
+            await leader.execute("select 1")
             await guard.look(other)
         await leader.execute("select 1")
 
@@ -316,12 +338,13 @@ async def test_a_leader_that_stores_is_left_alone(database: Database) -> None:
 @pytest.mark.usefixtures("watchful")
 async def test_a_new_leader_is_not_taken_for_the_one_before_it(database: Database) -> None:
     """It may have the lock, and not yet have stored anything: the time is that of the last one."""
-    guard = Guard(15, "default")
+    guard = Guard(TIMEOUT, "default")
     async with opened(database.conninfo) as other:
         for _ in range(3):
             async with opened(database.conninfo) as leader:
                 assert await tried(leader)
                 await other.execute(STORED, [3600])
+                await asyncio.sleep(TIMEOUT)
                 await guard.look(other)
                 await leader.execute("select 1")
             await eventually(lambda: not lock_holders(database, names.LEADER_LOCK))
@@ -369,7 +392,7 @@ async def test_a_standby_that_may_not_end_the_leader_says_who_has_to(
 @pytest.mark.usefixtures("watchful")
 async def test_a_leader_whose_statement_takes_long_is_left_alone(database: Database) -> None:
     """As the first one in a database that was restored, which removes all that the journal held."""
-    guard = Guard(15, "default")
+    guard = Guard(TIMEOUT, "default")
     async with opened(database.conninfo) as leader, opened(database.conninfo) as other:
         assert await tried(leader)
         await other.execute(STORED, [3600])
@@ -377,6 +400,7 @@ async def test_a_leader_whose_statement_takes_long_is_left_alone(database: Datab
             holder.execute("select pg_advisory_lock(1)")
             working = asyncio.create_task(leader.execute("select pg_advisory_lock(1)"))
             await eventually(lambda: waits_for_a_lock(holder, leader.info.backend_pid))
+            await asyncio.sleep(TIMEOUT)
             for _ in range(3):
                 await guard.look(other)
         await working
@@ -385,3 +409,57 @@ async def test_a_leader_whose_statement_takes_long_is_left_alone(database: Datab
 def waits_for_a_lock(admin: psycopg.Connection, pid: int) -> bool:
     ((waits,),) = admin.execute("select wait_event_type = 'Lock' from pg_stat_activity where pid = %s", [pid])
     return bool(waits)
+
+
+# A server that hangs, and what a leader leaves behind.
+
+
+async def test_a_server_that_no_longer_answers_is_given_up_and_stopping_is_obeyed(
+    database_triggers: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    timing = Timing(session_timeout=1.0)
+    listener = Listener(opener(database_triggers.conninfo, 1.0, "test leader"), Recorder(), timing=timing)
+    backend = 0
+    try:
+        async with running(listener):
+            async with asyncio.timeout(EVENT_TIMEOUT):
+                await listener.leading.wait()
+            (backend,) = sessions(database_triggers, "test leader")
+            os.kill(backend, signal.SIGSTOP)
+            await eventually(lambda: "the server has not answered for 1 s" in caplog.text)
+            await eventually(lambda: "lost the database default" in caplog.text)
+            # It tries again, over another connection; the lock is still with the frozen one.
+            await eventually(lambda: len(sessions(database_triggers, "test leader")) > 1)
+    finally:
+        os.kill(backend, signal.SIGCONT)
+
+
+async def test_a_new_leader_ends_the_session_in_which_an_earlier_one_reads_a_backlog(
+    database_triggers: Database,
+) -> None:
+    async with opened(database_triggers.conninfo) as left_over:
+        await mark_backlog(left_over)
+        async with leading(database_triggers, Recorder()):
+            with pytest.raises(psycopg.OperationalError):
+                await left_over.execute("select 1")
+
+
+async def test_the_backlog_of_a_leader_is_read_in_a_session_that_the_next_one_would_end(
+    database_triggers: Database,
+) -> None:
+    room, recorder = Room(database_triggers), Recorder()
+    marked: list[int] = []
+
+    class Looking(Recorder):
+        async def relay(self, batch: Batch) -> None:
+            marked.extend(lock_holders(database_triggers, names.BACKLOG_LOCK, "ShareLock"))
+            await recorder.relay(batch)
+
+    with transaction(database_triggers) as writer:
+        for number in range(BATCH_ROWS + 1):
+            room.say(str(number), connection=writer)
+        writer.commit()
+        async with leading(database_triggers, Looking()):
+            await recorder.has(str(BATCH_ROWS))
+            await eventually(lambda: len(sessions(database_triggers, "test leader")) == 1)
+    assert marked

@@ -138,3 +138,49 @@ async def test_a_journal_that_was_restored_into_another_cluster_begins_anew(
         copy.say("in the next term")
         await later.has("in the next term")
     assert later.texts == ["in the next term"]
+
+
+async def era_of(room: Room) -> str:
+    """The era in which a leader leads."""
+    recorder = Recorder()
+    async with leading(room.database, recorder):
+        pass
+    with room.database.server.connect(room.database.name) as session:
+        ((era,),) = session.execute("select era::text from pgnotify_gql.journal_era")
+    return str(era)
+
+
+async def test_an_era_ends_with_a_crash_and_not_with_a_restart_or_a_change_of_leaders(
+    primary: PostgresServer, room: Room
+) -> None:
+    first = await era_of(room)
+    assert await era_of(room) == first
+    primary.restart("fast")
+    assert await era_of(room) == first
+    primary.restart("immediate")
+    assert await era_of(room) != first
+
+
+async def test_an_era_ends_with_a_promotion(primary: PostgresServer, room: Room) -> None:
+    first = await era_of(room)
+    standby = primary.standby()
+    try:
+        await eventually(lambda: caught_up(room.connection, standby))
+        primary.stop("fast")
+        standby.promote()
+        twin = Room.__new__(Room)
+        twin.database = Database(standby, room.database.name)
+        assert await era_of(twin) != first
+    finally:
+        standby.close()
+
+
+async def test_a_replica_is_refused_since_its_snapshots_would_lose_what_is_in_progress(
+    primary: PostgresServer, room: Room
+) -> None:
+    standby = primary.standby()
+    try:
+        with pytest.raises(psycopg.OperationalError, match="it is a replica: name the primary"):
+            await opener(standby.conninfo(room.database.name))()
+    finally:
+        standby.close()

@@ -13,6 +13,7 @@ from pgnotify_gql.capture.kinds import Kind
 from pgnotify_gql.journal.change import JournalRow
 from pgnotify_gql.journal.reader import Batch
 from pgnotify_gql.journal.snapshot import Snapshot
+from pgnotify_gql.journal.state import Era
 from pgnotify_gql.relay import Relay
 from pgnotify_gql.relay.messages import (
     CHANGES,
@@ -28,6 +29,7 @@ from tests.support.feed import EVENT_TIMEOUT, MESSAGE, Room, leading
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 BEFORE, AFTER = Snapshot(10, 10), Snapshot(20, 20)
+ERA = Era("7", BEFORE)
 
 
 def row(number: int, label: str = "one.model", rows: str = "[[[1]]]", context: str | None = None) -> JournalRow:
@@ -61,7 +63,7 @@ class FakeLayer:
 async def test_a_batch_becomes_one_message_for_each_model_in_the_order_of_the_journal() -> None:
     layer = FakeLayer()
     relay = Relay(layer)
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     await relay.relay(batch(row(1), row(2, "other.model"), row(3)))
     assert [(group, [found[0] for found in message["rows"]]) for group, message in layer.sent] == [
         (names.model_group("one.model"), [1, 3]),
@@ -74,10 +76,10 @@ async def test_a_batch_becomes_one_message_for_each_model_in_the_order_of_the_jo
 async def test_messages_are_numbered_for_each_model_and_epoch() -> None:
     layer = FakeLayer()
     relay = Relay(layer)
-    relay.begin(7, BEFORE)
+    relay.begin(7, ERA)
     await relay.relay(batch(row(1), row(2, "other.model")))
     await relay.relay(batch(row(3)))
-    relay.begin(8, BEFORE)
+    relay.begin(8, ERA)
     await relay.relay(batch(row(4)))
     assert layer.numbers("one.model") == [(7, 1), (7, 2), (8, 1)]
     assert layer.numbers("other.model") == [(7, 1)]
@@ -86,7 +88,7 @@ async def test_messages_are_numbered_for_each_model_and_epoch() -> None:
 async def test_a_message_names_its_database() -> None:
     layer = FakeLayer()
     relay = Relay(layer, database="shop")
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     await relay.relay(batch(row(1)))
     await relay.heartbeat(AFTER)
     assert [message["database"] for _, message in layer.sent] == ["shop", "shop"]
@@ -101,11 +103,11 @@ async def test_an_empty_batch_is_no_message() -> None:
 async def test_a_heartbeat_tells_the_last_number_of_each_model_of_the_epoch() -> None:
     layer = FakeLayer()
     relay = Relay(layer, database="shop")
-    relay.begin(7, BEFORE)
+    relay.begin(7, ERA)
     await relay.relay(batch(row(1), row(2, "other.model")))
     await relay.relay(batch(row(3)))
     await relay.heartbeat(AFTER)
-    relay.begin(8, BEFORE)
+    relay.begin(8, ERA)
     await relay.heartbeat(AFTER)
     heartbeats = [message for group, message in layer.sent if group == names.heartbeat_group()]
     assert heartbeats == [
@@ -113,18 +115,27 @@ async def test_a_heartbeat_tells_the_last_number_of_each_model_of_the_epoch() ->
             "type": HEARTBEAT,
             "database": "shop",
             "epoch": 7,
+            "era": "7",
             "began": str(BEFORE),
             "cursor": str(AFTER),
             "seqs": {"one.model": 2, "other.model": 1},
         },
-        {"type": HEARTBEAT, "database": "shop", "epoch": 8, "began": str(BEFORE), "cursor": str(AFTER), "seqs": {}},
+        {
+            "type": HEARTBEAT,
+            "database": "shop",
+            "epoch": 8,
+            "era": "7",
+            "began": str(BEFORE),
+            "cursor": str(AFTER),
+            "seqs": {},
+        },
     ]
 
 
 async def test_what_a_heartbeat_told_does_not_change_afterwards() -> None:
     layer = FakeLayer()
     relay = Relay(layer)
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     await relay.relay(batch(row(1)))
     await relay.heartbeat(AFTER)
     await relay.relay(batch(row(2)))
@@ -134,7 +145,7 @@ async def test_what_a_heartbeat_told_does_not_change_afterwards() -> None:
 async def test_a_large_batch_is_split_into_numbered_messages() -> None:
     layer = FakeLayer()
     relay = Relay(layer)
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     large = "x" * (MESSAGE_BYTES // 2)
     await relay.relay(batch(row(1, rows=large), row(2, rows=large), row(3, rows=large)))
     assert layer.numbers("one.model") == [(1, 1), (1, 2)]
@@ -165,7 +176,7 @@ async def test_a_layer_that_fails_costs_its_message_and_its_number_and_nothing_e
 ) -> None:
     layer = FakeLayer(fails=names.model_group("one.model"))
     relay = Relay(layer)
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     await relay.relay(batch(row(1), row(2, "other.model")))
     layer.fails = ""
     await relay.relay(batch(row(3)))
@@ -179,7 +190,7 @@ async def test_a_layer_that_fails_is_logged_once_until_it_works_again(caplog: py
     caplog.set_level(logging.INFO, "pgnotify_gql.relay")
     layer = FakeLayer(fails=names.model_group("one.model"))
     relay = Relay(layer)
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     for number in range(5):
         await relay.relay(batch(row(number), row(10 + number, "other.model")))
     layer.fails = ""
@@ -193,7 +204,7 @@ async def test_a_layer_that_fails_is_logged_once_until_it_works_again(caplog: py
 async def test_a_layer_that_hangs_costs_the_rest_of_its_batch_and_no_number(caplog: pytest.LogCaptureFixture) -> None:
     layer = FakeLayer(hangs=names.model_group("one.model"))
     relay = Relay(layer, send_timeout=0.01, rest_after_hang=0)
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     async with asyncio.timeout(EVENT_TIMEOUT):
         await relay.relay(batch(row(1, "first.model"), row(2), row(3, "other.model")))
         await relay.heartbeat(AFTER)
@@ -212,7 +223,7 @@ async def test_a_layer_that_is_slow_for_each_of_many_messages_is_waited_for_as_l
 
     layer = Slow()
     relay = Relay(layer, send_timeout=0.1, rest_after_hang=0)
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     begun = asyncio.get_running_loop().time()
     await relay.relay(batch(*(row(number, f"model.{number}") for number in range(200))))
     assert asyncio.get_running_loop().time() - begun < 2
@@ -222,7 +233,7 @@ async def test_a_layer_that_is_slow_for_each_of_many_messages_is_waited_for_as_l
 async def test_a_layer_that_hangs_is_waited_for_once_and_not_for_every_model() -> None:
     layer = FakeLayer(hangs=names.model_group("one.model"))
     relay = Relay(layer, send_timeout=0.01, rest_after_hang=60)
-    relay.begin(1, BEFORE)
+    relay.begin(1, ERA)
     await relay.relay(batch(row(1), row(2, "other.model")))
     await relay.heartbeat(AFTER)
     assert layer.sent == []
@@ -239,7 +250,7 @@ async def test_a_relay_that_is_cancelled_ends() -> None:
 
 def test_a_journal_row_is_the_same_on_the_other_side() -> None:
     rows = [row(1), row(2, rows='[[["ä"], null, {"text": "\\u0001 \U0001f600"}]]', context='{"by": "ann"}')]
-    message = changes_message("default", "one.model", 3, BEFORE, 4, BEFORE, AFTER, rows)
+    message = changes_message("default", "one.model", 3, ERA, 4, BEFORE, AFTER, rows)
     assert journal_rows(message) == rows
 
 
@@ -252,7 +263,7 @@ async def test_a_message_survives_every_layer(layer: BaseChannelLayer) -> None:
         row(2, context="{}"),
     ]
     relay = Relay(layer)
-    relay.begin(2**40, BEFORE)
+    relay.begin(2**40, ERA)
     await relay.relay(batch(*rows))
     await relay.heartbeat(Snapshot(1, 2**63, (5, 7)))
     async with asyncio.timeout(EVENT_TIMEOUT):

@@ -101,8 +101,9 @@ class Executor:
         barrier = threading.Barrier(self._workers)
         for _ in range(self._workers):
             self._pool.submit(_close_connections, barrier)
-        # Without blocking the event loop: a thread may be in the middle of a query.
-        await asyncio.to_thread(self._pool.shutdown)
+        # Without blocking the event loop, and not for ever: a thread may be in the middle of a long query.
+        ending = asyncio.create_task(asyncio.to_thread(self._pool.shutdown), name="pgnotify_gql threads")
+        await asyncio.wait({ending}, timeout=CLOSE_TIMEOUT)
 
     def _schedule(self, cohort: Cohort) -> None:
         if cohort.scheduled:
@@ -124,21 +125,22 @@ class Executor:
 
     async def _hop(self, cohorts: list[Cohort]) -> None:
         work = [(cohort, cohort.take(HOP_CHANGES)) for cohort in cohorts]
-        done = 0
+        taken = sum(len(numbered) for _, numbered in work)
         executed = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
         try:
             # Shielded: what a thread has begun comes back in any case, and coroutines that nobody awaits are closed.
             outcomes = await asyncio.shield(executed)
             for (cohort, numbered), results in zip(work, outcomes, strict=True):
-                cohort.put_back(numbered[len(results) :])
-                done += len(results)
                 # Fewer results than changes: the hop's time was up.
+                left = numbered[len(results) :]
+                cohort.put_back(left)
+                taken -= len(left)
                 for (number, due), outcome in zip(numbered, results, strict=False):
                     _deliver(cohort, number, due, await _settled(outcome))
         finally:
             executed.add_done_callback(_close_coroutines)
             self._idle += 1
-            self._count(-done)
+            self._count(-taken)
             for cohort in cohorts:
                 cohort.scheduled = False
                 if cohort.pending:
@@ -202,7 +204,11 @@ async def _settled(outcome: Outcome) -> str | None:
         return outcome
     try:
         return await outcome
-    except Exception:
+    except (Exception, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Also where a resolver awaited what somebody else has cancelled: nobody meant this hop.
         logger.exception("an asynchronous execution failed")
         return None
 

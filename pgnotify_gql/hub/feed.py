@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -35,6 +35,9 @@ from .receiver import Layer, Receiver
 from .stretch import Stretch
 
 logger = logging.getLogger("pgnotify_gql.hub")
+
+REMIND_INTERVAL = 60.0
+"""Seconds after which a silence that lasts is logged again."""
 
 SILENCE = 15.0
 """Seconds without any message of a database after which the layer is no longer trusted: a sleeping listener's
@@ -64,11 +67,10 @@ class Feed:
         # Of models that are being joined: epoch and number of the last message that came before the cursor.
         self._early: dict[str, tuple[int, int] | None] = {}
         self._strays: set[str] = set()
-        self._joining = asyncio.Lock()
+        self._joining: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.taking = asyncio.Lock()
         """Held while changes are taken and dispatched: whoever has it finds every intake where it stands."""
         self.journal = ""
-        self._heard_at = self._did_without_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -78,6 +80,7 @@ class Feed:
         self._tasks = [
             asyncio.create_task(self._handle_messages(), name=f"pgnotify_gql hub {self.database}"),
             asyncio.create_task(self._watch(), name=f"pgnotify_gql hub watch {self.database}"),
+            asyncio.create_task(self._renew(), name=f"pgnotify_gql hub renewal {self.database}"),
         ]
 
     async def close(self) -> None:
@@ -103,7 +106,7 @@ class Feed:
         self._waiting[label] -= 1
         if self._waiting[label]:
             return
-        async with self._joining:
+        async with self._joining[label]:
             if self._waiting[label]:
                 return
             del self._waiting[label]
@@ -129,7 +132,9 @@ class Feed:
                     start = stretch.end
 
     async def _join_model(self, label: str) -> None:
-        async with self._joining:
+        if label in self._intakes:
+            return
+        async with self._joining[label]:
             if label in self._intakes:
                 return
             self._early[label] = None
@@ -158,11 +163,11 @@ class Feed:
     async def _handle_messages(self) -> None:
         while True:
             message = await self._receiver.next()
-            if message is None:
-                await self._read_journal()
-                continue
             try:
-                await self._handle(message)
+                if message is None:
+                    await self._read_journal()
+                else:
+                    await self._handle(message)
             except Exception:
                 logger.exception("a message of the channel layer could not be handled")
 
@@ -170,7 +175,6 @@ class Feed:
         if message["database"] != self.database:
             self._refuse(message)
             return
-        self._heard_at = _now()
         async with self.taking:
             if message["type"] == CHANGES:
                 await self._take(message)  # type: ignore[arg-type]  # the relay's own message, by its type
@@ -242,26 +246,34 @@ class Feed:
             logger.error("%s: a gap could not be healed: %s", intake.label, error)
             self._dispatcher.resync(self.database, intake.label, str(error))
 
-    async def _watch(self) -> None:
-        self._heard_at = _now()
+    async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(min(self._silence / 3, self._receiver.renew_interval))
+            await asyncio.sleep(self._receiver.renew_interval)
             await self._receiver.join_again()
-            now = _now()
-            if now - self._heard_at > self._silence and now - self._did_without_at >= self._silence / 3:
-                self._did_without_at = now
-                await self._do_without_layer()
 
-    async def _do_without_layer(self) -> None:
-        logger.warning(
-            "nothing of database %s has come through the channel layer for %d s: is a listener running for it, on the "
-            "same layer? The journal is read meanwhile, every %d s",
-            self.database,
-            _now() - self._heard_at,
-            self._silence / 3,
-        )
-        await self._receiver.restart()
-        await self._read_journal()
+    async def _watch(self) -> None:
+        interval = self._silence / 3
+        told_at = -REMIND_INTERVAL
+        while True:
+            await asyncio.sleep(interval)
+            silent = _now() - self._receiver.heard_at
+            if silent <= self._silence:
+                told_at = -REMIND_INTERVAL
+                continue
+            if _now() - told_at >= REMIND_INTERVAL:
+                told_at = _now()
+                logger.warning(
+                    "nothing of database %s has come through the channel layer for %d s: is a listener running for it, "
+                    "on the same layer? The journal is read meanwhile, every %g s",
+                    self.database,
+                    silent,
+                    interval,
+                )
+            try:
+                await self._receiver.restart()
+                await self._read_journal()
+            except Exception:
+                logger.exception("the journal of database %s could not be read", self.database)
 
     async def _read_journal(self) -> None:
         async with self.taking:

@@ -6,10 +6,10 @@ missing, a new epoch, the first message after joining, a heartbeat that is ahead
 must heal it from the journal, from ``position``.  What arrives a second time, or was healed before, is dropped by its
 position.  Order is kept: nothing is taken past a gap.
 
-A new epoch may mean that the database has lost its memory: after a failover to a replica that lagged, or a crash under
-``synchronous_commit = off``, ids of lost transactions are given out again, and a position from before would take their
-new bearers for seen.  So the first thing of a new epoch is to go back to where its leader began, which is a cursor that
-the database itself has kept.  What was taken since is recognised row by row, by id, transaction and time.
+With a new epoch there may come a new era: the database has lost its memory, after a failover to a replica that lagged,
+or a crash under ``synchronous_commit = off``.  Ids of lost transactions are given out again, and a position from before
+would take their new bearers for seen.  So the first thing of a new era is to go back to where it began, which is a
+cursor that the database itself has kept.  What was taken since is recognised row by row, by id, transaction and time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..relay.messages import ChangesMessage, HeartbeatMessage, journal_rows
 from .stretch import Stretch
 
 RECENT_ROWS = 10_000
-"""Journal rows that are recognised after a change of leaders; one that began at a cursor from before more rows of a
-model than this gives the surplus a second time."""
+"""Journal rows that are recognised in a new era; where it begins at a cursor from before more rows of a model than
+this, the surplus comes a second time."""
 
 
 class Intake:
@@ -39,6 +39,7 @@ class Intake:
         self._joined = joined
         self._recent: OrderedDict[int, None] = OrderedDict()
         self._epoch = joined.epoch
+        self._era = joined.era
         self._seq: int | None = None
 
     def is_stale(self, epoch: int) -> bool:
@@ -46,13 +47,12 @@ class Intake:
         return epoch < self._epoch
 
     def meet(self, message: ChangesMessage | HeartbeatMessage) -> None:
-        """Go back to where the leader of a new epoch began, if this intake is further."""
+        """Count from the beginning of a new epoch; in a new era go back to where it began, if this is further."""
         if message["epoch"] == self._epoch:
             return
-        began = Snapshot.parse(message["began"])
-        if not self.position.within(began):
-            self.position = Position(began)
-        self._epoch, self._seq = message["epoch"], None
+        if message["era"] != self._era:
+            self._go_back(Snapshot.parse(message["began"]))
+        self._epoch, self._seq, self._era = message["epoch"], None, message["era"]
 
     def follows(self, message: ChangesMessage) -> bool:
         """Return whether nothing is missing between what was taken and this message."""
@@ -105,6 +105,10 @@ class Intake:
     def healed(self, epoch: int, seq: int) -> None:
         """Count from this message on: what came before it was read from the journal."""
         self._number(epoch, seq)
+
+    def _go_back(self, began: Snapshot) -> None:
+        if not self.position.within(began):
+            self.position = Position(began)
 
     def _new(self, rows: Sequence[JournalRow]) -> list[JournalRow]:
         new = self.unseen(rows)

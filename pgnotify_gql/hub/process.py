@@ -105,10 +105,11 @@ async def _close_unused(process: _Process) -> None:
             return
         hub, process.hub = process.hub, None
         listeners, process.listeners = process.listeners, []
-        for listener in listeners:
-            listener.cancel()
-        await asyncio.gather(*listeners, return_exceptions=True)
-        await hub.close()
+    # Outside the lock: a thread may be in the middle of a long query, for which no new socket is to wait.
+    for listener in listeners:
+        listener.cancel()
+    await asyncio.gather(*listeners, return_exceptions=True)
+    await hub.close()
 
 
 async def _listen(settings: Settings, alias: str) -> None:

@@ -1,7 +1,8 @@
 """
-The hub's own connection to a journal: one for each process and database, opened when first needed.
+The hub's own connections to a journal: two for each process and database, opened when first needed.
 
-Used for what is rare: the cursor when a model is joined, and healing.  A database that is away is waited for.
+Used for what is rare: one for the cursor when a model is joined, and one for healing, which is done in a transaction
+that would show the other's questions the database as it was.  A database that is away is waited for.
 """
 
 from __future__ import annotations
@@ -33,13 +34,12 @@ RETRY_MAX = 5.0
 
 
 class HubReader:
-    """Reads the journal of a database, given by its alias, over one connection, opened by `connect`."""
+    """Reads the journal of a database, given by its alias, over connections that `connect` opens."""
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]], database: str = "default") -> None:
         self.database = database
-        self._connect = connect
-        self._connection: Connection | None = None
-        self._opening = asyncio.Lock()
+        self._asking = _Line(connect)
+        self._healing = _Line(connect)
 
     async def current(self) -> Joined:
         """Return the cursor from which only later changes are new; waits for the database."""
@@ -55,13 +55,13 @@ class HubReader:
 
         Raises psycopg.Error when the database is lost meanwhile, and CursorTooOldError.
         """
-        connection = await self._opened()
+        connection = await self._healing.opened()
         try:
             async with aclosing(read_missed(connection, position, label)) as batches:
                 async for batch in batches:
                     yield batch
         except psycopg.Error:
-            await self.close()
+            await self._healing.close()
             raise
 
     def another(self) -> HubReader:
@@ -69,37 +69,50 @@ class HubReader:
         return HubReader(self._connect, self.database)
 
     async def close(self) -> None:
-        """Close the connection; the next use opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(psycopg.Error):
-                await connection.close()
+        """Close the connections; the next use opens others."""
+        await self._asking.close()
+        await self._healing.close()
 
     async def _answer(self, question: Callable[[Connection], Awaitable[R]]) -> R:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(psycopg.Error),
             wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
         )
-        return await retrying(self._asking, question)
+        return await retrying(self._ask, question)
 
-    async def _asking(self, question: Callable[[Connection], Awaitable[R]]) -> R:
+    async def _ask(self, question: Callable[[Connection], Awaitable[R]]) -> R:
         try:
-            return await question(await self._opened())
+            return await question(await self._asking.opened())
         except psycopg.Error as error:
             logger.warning(
                 "the journal of database %s cannot be read for subscribers (%s); trying again",
                 self.database,
                 " ".join(str(error).split()),
             )
-            await self.close()
+            await self._asking.close()
             raise
 
-    async def _opened(self) -> Connection:
-        # Somebody may join while somebody else heals: one connection for both.
+
+class _Line:
+    """One connection, opened when it is needed."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
+        self._opening = asyncio.Lock()
+
+    async def opened(self) -> Connection:
+        # Several may ask at once: one connection for all of them.
         async with self._opening:
             if self._connection is None or self._connection.closed:
                 self._connection = await self._connect()
             return self._connection
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                await connection.close()
 
 
 class Replayers:

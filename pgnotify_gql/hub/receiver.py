@@ -71,11 +71,14 @@ class Receiver:
         self._failing = False
         self._task: asyncio.Task[None] | None = None
         self._leftover: set[asyncio.Task[None]] = set()
+        self.heard_at = 0.0
+        """When something of the database came last, by the clock of the event loop; or when receiving began."""
         self.renew_interval = min(RENEW_INTERVAL, getattr(layer, "group_expiry", RENEW_INTERVAL) / RENEWALS)
         """Seconds after which `join_again` is to be called."""
 
     def start(self) -> None:
         """Begin to receive."""
+        self.heard_at = self.heard_at or asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._receive(), name=f"pgnotify_gql receiver {self._database}")
 
     async def close(self) -> None:
@@ -83,7 +86,7 @@ class Receiver:
         await self._end()
         with suppress(Exception):
             async with asyncio.timeout(LAYER_TIMEOUT):
-                for group in self._groups:
+                for group in list(self._groups):
                     await self._layer.group_discard(group, self._channel)
 
     async def next(self) -> Message | None:
@@ -153,6 +156,8 @@ class Receiver:
 
     def _keep(self, message: Message) -> None:
         size = _size(message)
+        if message.get("database") == self._database:
+            self.heard_at = asyncio.get_running_loop().time()
         # One alone always fits, however large.
         if self._waiting and self._waiting_size + size > MOST_WAITING:
             self._note_dropped()

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from .. import names
 from .reader import Connection, current_snapshot, unseen_parameters
-from .retention import SLOTS, current_slot, slot_table
+from .retention import SLOTS, slot_table
 from .snapshot import Snapshot
 
 MOST_COUNTED = 100_000
@@ -26,6 +26,9 @@ STATE: LiteralString = """
     select epoch, relayed::text, nullif(relayed_at, '-infinity'), rotated_at, clock_timestamp(), pg_is_in_recovery()
     from pgnotify_gql.journal_state
 """
+
+# Not pg_sequence_last_value(): from PostgreSQL 17 on it tells NULL to whom the sequence is closed, and raises nothing.
+CURRENT: LiteralString = "select last_value from pgnotify_gql.journal_slot"
 
 # By the id of its transaction, which is nearly the age, and a probe of the index.
 SLOT: LiteralString = """
@@ -43,16 +46,18 @@ UNRELAYED: LiteralString = """
 """
 
 # Who writes holds a lock on the id of its transaction, and one on that of each savepoint; of a prepared one they belong
-# to no session. What other roles do is shown to members of pg_read_all_stats, that they are there to everybody.
+# to no session. What other roles do is shown to members of pg_read_all_stats, that they are there, and the order in
+# which they began to write, to everybody.
 WRITERS: LiteralString = """
-    select distinct l.pid, p.gid, coalesce(a.datname, p.database), coalesce(a.usename, p.owner),
+    select l.pid, p.gid, coalesce(a.datname, p.database), coalesce(a.usename, p.owner),
            coalesce(a.application_name, ''), coalesce(a.state, ''), coalesce(a.xact_start, p.prepared)
     from pg_locks l
     left join pg_stat_activity a on a.pid = l.pid
     left join pg_prepared_xacts p on l.pid is null and p.transaction = l.transactionid
     where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
         and (l.pid <> pg_backend_pid() or p.gid is not null)
-    order by 7 nulls last, l.pid
+    group by 1, 2, 3, 4, 5, 6, 7
+    order by max(age(l.transactionid)) desc
 """
 
 # Advisory locks of two keys have objsubid 2.
@@ -153,7 +158,7 @@ async def inspect(connection: Connection) -> Inspection:
     epoch, relayed_text, relayed_at, rotated_at, at, replica = state
     relayed = Snapshot.parse(relayed_text)
     unrelayed, waiting_since = await _unrelayed(connection, relayed)
-    current = await current_slot(connection)
+    current = await _current_slot(connection)
     return Inspection(
         at=at,
         replica=replica,
@@ -182,6 +187,13 @@ async def _unrelayed(connection: Connection, relayed: Snapshot) -> tuple[int, da
     found = await result.fetchone()
     assert found is not None
     return min(found[0], MOST_COUNTED), found[1]
+
+
+async def _current_slot(connection: Connection) -> int:
+    result = await connection.execute(CURRENT)
+    found = await result.fetchone()
+    assert found is not None
+    return int(found[0]) % SLOTS
 
 
 async def _slot(connection: Connection, number: int, current: int) -> Slot:

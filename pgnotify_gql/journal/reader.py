@@ -41,11 +41,12 @@ NEW_ROWS: LiteralString = f"""
     where xid = any(%(xip)s::text[]::xid8[]) and (%(label)s::text is null or label = %(label)s)
 """
 
-# The left join returns the snapshot also when there are no rows.
+# The left join returns the snapshot also when there are no rows. Ordered behind the limit: where it cuts nothing off
+# that is all of them, and where it does they are not used. So a backlog is recognised without being sorted.
 READ: LiteralString = f"""
     select pg_current_snapshot()::text, new_rows.*
     from (select 1) as one
-    left join lateral (select * from ({NEW_ROWS}) as found order by id limit %(limit)s) as new_rows on true
+    left join lateral (select * from ({NEW_ROWS}) as found limit %(limit)s) as new_rows on true
     order by new_rows.id
 """
 
@@ -94,7 +95,8 @@ async def read_new(
     Yield what is new since `cursor`, of one model if a label is given: one batch, or a backlog in parts.
 
     The last batch has the next cursor; it is yielded also when it is empty.  The connection is in autocommit.  A
-    backlog is read in a transaction, on a connection that `aside` lends, if given.
+    backlog is read in a transaction, on a connection that `aside` lends, if given; then it begins with an empty part,
+    since the database may sort for long before the first one.
     """
     parameters = _parameters(cursor, label)
     result = await connection.execute(READ, {**parameters, "limit": batch_rows + 1})
@@ -103,6 +105,8 @@ async def read_new(
         rows = [_row(columns) for _, *columns in found if columns[0] is not None]
         yield Batch(cursor, Snapshot.parse(found[0][0]), rows)
         return
+    if aside is not None:
+        yield Batch(cursor, cursor, [], last=False)
     # A reader that stops early ends the transaction at once, not when the garbage collector finds it.
     async with (
         aside() if aside else nullcontext(connection) as streaming,

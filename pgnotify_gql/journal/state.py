@@ -6,6 +6,11 @@ Storing is fenced: a leader of an older epoch changes nothing and is told so.
 Cursors are positions in the transaction ids of one cluster of databases.  A journal that was dumped and restored into
 another cluster comes with a cursor, and with rows, of ids that mean nothing there, or will only be given out in future.
 The state knows the cluster it was made in; in another one, the first leader begins a new journal.
+
+A database may forget what it has committed: in a crash under ``synchronous_commit = off``, and in a failover to a
+replica that lagged.  Then it gives out ids of transactions a second time, and whoever has taken the first ones must not
+take the second for seen.  So there is an era, kept in an unlogged table: PostgreSQL empties it in both cases, and not
+in a clean restart.  While the era is the same, what was seen is still there.
 """
 
 from __future__ import annotations
@@ -42,6 +47,16 @@ BEGIN_JOURNAL: LiteralString = """
         emptied_xid = '0', emptied = pg_current_snapshot()
 """
 
+ERA: LiteralString = """
+    with begun as (
+        insert into pgnotify_gql.journal_era (began)
+        select relayed from pgnotify_gql.journal_state
+        on conflict do nothing
+        returning era, began
+    )
+    select era::text, began::text from begun union all select era::text, began::text from pgnotify_gql.journal_era
+"""
+
 
 class LeadershipLostError(PgnotifyGqlError):
     """Another listener leads by now; this one relays nothing more."""
@@ -62,22 +77,45 @@ async def require_own_cluster(connection: Connection, database: str = "default")
             database,
         )
         await connection.execute(BEGIN_JOURNAL, [cluster])
+        await connection.execute("delete from pgnotify_gql.journal_era")
+
+
+@dataclass(frozen=True)
+class Era:
+    """A time in which the database forgets nothing; what was relayed before it is seen by `began`."""
+
+    id: str
+    began: Snapshot
+
+
+async def begin_era(connection: Connection) -> Era:
+    """Return the era, which begins now if the database may have forgotten the last one.  Called by a leader."""
+    result = await connection.execute(ERA)
+    found = await result.fetchone()
+    assert found is not None
+    return Era(found[0], Snapshot.parse(found[1]))
 
 
 @dataclass(frozen=True)
 class Joined:
-    """A cursor from which only later changes are new, in which epoch and when it was taken, and of which journal."""
+    """
+    A cursor from which only later changes are new, in which epoch and when it was taken, and of which journal.
+
+    `era` is empty where no leader has begun one yet.
+    """
 
     cursor: Snapshot
     epoch: int
     at: datetime
+    era: str = ""
     journal: str = ""
 
 
 async def join(connection: Connection) -> Joined:
     """Return where a reader begins that wants what commits from now on."""
     result = await connection.execute(
-        "select pg_current_snapshot()::text, epoch, clock_timestamp(), journal_id::text from pgnotify_gql.journal_state"
+        "select pg_current_snapshot()::text, epoch, clock_timestamp(), coalesce(era::text, ''), journal_id::text "
+        "from pgnotify_gql.journal_state left join pgnotify_gql.journal_era on true"
     )
     found = await result.fetchone()
     assert found is not None, "the migration inserts the row"

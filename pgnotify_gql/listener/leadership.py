@@ -39,8 +39,9 @@ STANDBY_INTERVAL = 0.25
 LOOK_INTERVAL = 1.0
 """Seconds between two looks of a standby at its leader, at most."""
 
-# Advisory locks of two keys have objsubid 2. A backend that works, or waits for a lock, is not stuck for want of its
-# client; what it does is hidden (state is null) from other roles.
+# Advisory locks of two keys have objsubid 2. A backend that works, waits for a lock, or was asked something meanwhile
+# (as where a backlog is read over its connection) is not stuck for want of its client; what it does is hidden (state is
+# null) from other roles.
 STUCK: LiteralString = """
     select l.pid
     from pgnotify_gql.journal_state s, pg_locks l
@@ -49,7 +50,8 @@ STUCK: LiteralString = """
     where d.datname = current_database() and l.locktype = 'advisory' and l.objsubid = 2
         and l.classid = %s and l.objid = %s and l.granted
         and s.relayed_at < clock_timestamp() - make_interval(secs => %s)
-        and (a.wait_event_type = 'Client' or a.state is null)
+        and (a.wait_event_type = 'Client' and a.state_change < clock_timestamp() - make_interval(secs => %s)
+             or a.state is null)
 """
 
 
@@ -70,6 +72,29 @@ async def try_to_lead(
         return None
     await require_own_cluster(connection, database)
     return await begin_epoch(connection)
+
+
+# A leader that was frozen while it read a backlog leaves the session behind in which it did so.
+END_LEFT_OVER: LiteralString = """
+    select pg_terminate_backend(l.pid)
+    from pg_locks l
+    join pg_database d on d.oid = l.database
+    where d.datname = current_database() and l.locktype = 'advisory' and l.objsubid = 2
+        and l.classid = %s and l.objid = %s and l.granted
+"""
+
+
+async def mark_backlog(connection: Connection) -> None:
+    """Make a session known as one in which a leader reads a backlog."""
+    await connection.execute("select pg_try_advisory_lock_shared(%s, %s)", [names.LOCK_CLASS, names.BACKLOG_LOCK])
+
+
+async def end_left_over(connection: Connection) -> None:
+    """End the sessions in which earlier leaders read backlogs; called by a new one, before it reads any."""
+    try:
+        await connection.execute(END_LEFT_OVER, [names.LOCK_CLASS, names.BACKLOG_LOCK])
+    except psycopg.errors.InsufficientPrivilege as error:
+        logger.warning("a session of an earlier leader could not be ended: %s", error)
 
 
 class Guard:
@@ -94,7 +119,7 @@ class Guard:
         if now - self._looked_at < self._interval:
             return
         self._looked_at = now
-        result = await connection.execute(STUCK, [names.LOCK_CLASS, names.LEADER_LOCK, self._patience])
+        result = await connection.execute(STUCK, [names.LOCK_CLASS, names.LEADER_LOCK, self._patience, self._patience])
         found = await result.fetchone()
         stuck = None if found is None else int(found[0])
         if stuck is not None and stuck == self._suspect:

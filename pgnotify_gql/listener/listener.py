@@ -29,10 +29,11 @@ from tenacity import (
 from ..errors import JournalMissingError
 from ..journal.reader import Connection, require_journal
 from ..journal.snapshot import Snapshot
-from ..journal.state import LeadershipLostError, resign
-from .doorbell import Doorbell, PolledDoorbell
-from .leadership import STANDBY_INTERVAL, Guard, try_to_lead
-from .session import is_direct
+from ..journal.state import LeadershipLostError, begin_era, resign
+from .deadline import answered_within
+from .doorbell import LOOPBACK_TIMEOUT, Doorbell, PolledDoorbell
+from .leadership import STANDBY_INTERVAL, Guard, end_left_over, try_to_lead
+from .session import CONNECT_TIMEOUT, is_direct
 from .term import Sink, Term, Timing
 
 logger = logging.getLogger("pgnotify_gql.listener")
@@ -129,23 +130,30 @@ class Listener:
                 await connection.close()
 
     async def _serve(self, connection: Connection) -> None:
-        await require_journal(connection, self._database)
-        direct = await is_direct(connection)
-        doorbell = await self._doorbell(connection, direct)
+        with answered_within(connection, self._patience):
+            await require_journal(connection, self._database)
+            direct = await is_direct(connection)
+        # Rings over a second connection, and may wait in vain for the bell.
+        with answered_within(connection, self._patience + CONNECT_TIMEOUT + LOOPBACK_TIMEOUT):
+            doorbell = await self._doorbell(connection, direct)
         led = await self._stand_by(connection, doorbell, direct)
         if led is None:
             return
         epoch, cursor = led
         self._settle()
-        self._sink.begin(epoch, cursor)
+        with answered_within(connection, self._patience):
+            self._sink.begin(epoch, await begin_era(connection))
+            if direct:
+                await end_left_over(connection)
         term = Term(
             connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping,
-            connect=self._connect, database=self._database,
+            connect=self._connect, database=self._database, direct=direct,
         )  # fmt: skip
         logger.info("leading database %s in epoch %d", self._database, epoch)
         self.leading.set()
         await term.run()
-        await resign(connection, epoch)
+        with answered_within(connection, self._patience):
+            await resign(connection, epoch)
 
     async def _stand_by(self, connection: Connection, doorbell: Doorbell, direct: bool) -> tuple[int, Snapshot] | None:
         """Wait until nobody else leads; return the epoch and the cursor of our term, or None once stopped."""
@@ -160,11 +168,16 @@ class Listener:
                 logger.info("standing by: another listener leads database %s", self._database)
                 self._settle()
             if direct:
-                await guard.look(connection)
+                with answered_within(connection, self._patience):
+                    await guard.look(connection)
             await self._pause(STANDBY_INTERVAL)
             # Bells are for the leader; nobody else taking them, they would pile up for as long as it leads.
             await doorbell.wait(0)
         return None
+
+    @property
+    def _patience(self) -> float:
+        return self._timing.session_timeout
 
     def _settle(self) -> None:
         self._settled = True
@@ -221,8 +234,4 @@ class Listener:
 
 
 def _sentence(error: BaseException | None) -> str:
-    sentence = " ".join(str(error).split())
-    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        # Waited for as well: a failover may make it the primary.
-        sentence += "; it is a replica: name the primary, or every server with target_session_attrs=read-write"
-    return sentence
+    return " ".join(str(error).split())

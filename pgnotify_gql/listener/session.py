@@ -16,7 +16,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from psycopg import AsyncConnection, Error, conninfo
+from psycopg import AsyncConnection, Error, OperationalError, conninfo
 from psycopg.rows import tuple_row
 
 from ..journal.reader import Connection
@@ -31,11 +31,14 @@ TCP_TIMEOUT = 15.0
 """Seconds without an acknowledgement after which a connection counts as lost, for sessions without a time-out."""
 
 
-async def connect(dsn: str, *, session_timeout: float, application_name: str = APPLICATION_NAME) -> Connection:
+async def connect(
+    dsn: str, *, session_timeout: float, application_name: str = APPLICATION_NAME, replica: bool = False
+) -> Connection:
     """
     Return a connection whose session ends when it is silent for `session_timeout` seconds (0: however long).
 
-    Raises psycopg.OperationalError when there is no server, psycopg.ProgrammingError when `dsn` is malformed.
+    Raises psycopg.OperationalError when there is no server, or a replica where that does not do, and
+    psycopg.ProgrammingError when `dsn` is malformed.
     """
     seconds = max(1, int(session_timeout or TCP_TIMEOUT))
     parameters: dict[str, Any] = {
@@ -49,6 +52,8 @@ async def connect(dsn: str, *, session_timeout: float, application_name: str = A
     }
     connection = await _opened(conninfo.make_conninfo(**parameters))
     try:
+        if not replica:
+            await _require_primary(connection)
         if await is_direct(connection):
             for name, value in _session_settings(session_timeout).items():
                 await connection.execute("select set_config(%s, %s, false)", [name, value])
@@ -72,6 +77,15 @@ async def _opened(dsn: str) -> Connection:
         with suppress(Error):
             await (await opening).close()
         raise
+
+
+async def _require_primary(connection: Connection) -> None:
+    # A snapshot of a replica lists nothing as in progress, so that as a cursor it loses what commits later.
+    result = await connection.execute("select pg_is_in_recovery()")
+    if await result.fetchone() == (True,):
+        raise OperationalError(
+            "it is a replica: name the primary, or every server with target_session_attrs=read-write"
+        )
 
 
 async def is_direct(connection: Connection) -> bool:

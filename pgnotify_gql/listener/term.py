@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,8 +33,10 @@ import psycopg
 from ..journal.reader import Batch, Connection, read_new
 from ..journal.retention import rotate
 from ..journal.snapshot import Snapshot
-from ..journal.state import store_relayed
+from ..journal.state import Era, store_relayed
+from .deadline import answered_within
 from .doorbell import Doorbell
+from .leadership import mark_backlog
 
 logger = logging.getLogger("pgnotify_gql.listener")
 
@@ -54,6 +56,9 @@ STORE_INTERVAL = 0.1
 HEARTBEAT_INTERVAL = 1.0
 """Seconds between two heartbeats while changes flow."""
 
+REMIND_INTERVAL = 30.0
+"""Seconds after which it is logged again that a second connection is not to be had."""
+
 
 class Sink(Protocol):
     """
@@ -62,7 +67,7 @@ class Sink(Protocol):
     Neither method raises for a layer that fails, nor takes long: what is lost there is healed by the hubs.
     """
 
-    def begin(self, epoch: int, cursor: Snapshot) -> None: ...
+    def begin(self, epoch: int, era: Era) -> None: ...
 
     async def relay(self, batch: Batch) -> None: ...
 
@@ -113,11 +118,15 @@ class Term:
         *,
         connect: Callable[[], Awaitable[Connection]],
         database: str,
+        direct: bool = True,
     ) -> None:
         self._connection = connection
         self._connect = connect
         self._database = database
+        self._direct = direct
         self._aside = False
+        self._spare: Connection | None = None
+        self._refused_at: float | None = None
         self._doorbell = doorbell
         self._sink = sink
         self._epoch = epoch
@@ -130,28 +139,34 @@ class Term:
         self._stored_at = self._beat_at = self._rotated_at = self._asked_at = self._clock()
 
     async def run(self) -> None:
-        await self._sink.heartbeat(self._cursor)
-        while not self._stopping.is_set():
-            await self._stay_awake()
-            if not self._stopping.is_set() and await self._fall_asleep():
-                await self._sleep()
-        await self._store()
+        try:
+            await self._sink.heartbeat(self._cursor)
+            while not self._stopping.is_set():
+                await self._stay_awake()
+                if not self._stopping.is_set() and await self._fall_asleep():
+                    await self._sleep()
+            await self._store()
+        finally:
+            await self._close_spare()
 
     async def _stay_awake(self) -> None:
         idle_since = self._clock()
         while not self._stopping.is_set() and self._clock() - idle_since < LINGER:
             if await self._drain():
                 idle_since = self._clock()
-            await self._doorbell.silence()
+            with self._answered():
+                await self._doorbell.silence()
             await self._keep_books()
             await asyncio.sleep(AWAKE_INTERVAL)
 
     async def _fall_asleep(self) -> bool:
         """Return True when it is safe to wait for a bell, False when one rang before."""
-        await self._doorbell.unsilence()
+        with self._answered():
+            await self._doorbell.unsilence()
         # A transaction with an id, which ends at once. Without it a writer with the newest id of all would be in
         # progress and yet not be listed: xmax of a snapshot is the newest id that has *ended*, plus one.
-        await self._connection.execute("select pg_current_xact_id()")
+        with self._answered():
+            await self._connection.execute("select pg_current_xact_id()")
         await self._drain()
         # Who may be silent had its id before the release, so it is committed in this snapshot or listed in it.
         silent = self._cursor.xip
@@ -165,6 +180,7 @@ class Term:
         return not self._stopping.is_set()
 
     async def _sleep(self) -> None:
+        await self._close_spare()
         await self._store()
         await self._beat()
         while not self._stopping.is_set():
@@ -191,7 +207,9 @@ class Term:
         self._asked_at = self._clock()
         # Closed at once when left early: the transaction of a backlog must have ended before the next statement.
         async with aclosing(read_new(self._connection, self._cursor, aside=self._backlog_connection)) as batches:
-            async for batch in batches:
+            with self._answered():
+                batch: Batch | None = await anext(batches)
+            while batch is not None:
                 if batch.rows:
                     found = True
                     self._note_relayed()
@@ -201,10 +219,22 @@ class Term:
                     self._cursor = batch.after
                 elif self._stopping.is_set():
                     break
-                elif self._aside:
-                    await self._keep_books()
                 self._asked_at = self._clock()
+                batch = None if batch.last else await self._next_part(batches)
         return found
+
+    async def _next_part(self, batches: AsyncGenerator[Batch, None]) -> Batch | None:
+        """Return the next part of a backlog; keep the books while another connection reads or sorts it."""
+        reading = asyncio.create_task(anext(batches, None), name="pgnotify_gql backlog")
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=STORE_INTERVAL)
+                if self._aside:
+                    await self._keep_books()
+            return reading.result()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     @asynccontextmanager
     async def _backlog_connection(self) -> AsyncGenerator[Connection, None]:
@@ -215,20 +245,37 @@ class Term:
         self._aside = True
         try:
             yield connection
+        except BaseException:
+            await self._close_spare()
+            raise
         finally:
             self._aside = False
-            await connection.close()
 
     async def _second_connection(self) -> Connection | None:
+        """Return one that is kept until the leader sleeps: under load a backlog follows the other."""
+        if self._spare is not None and not self._spare.broken and not self._spare.closed:
+            return self._spare
         try:
-            return await self._connect()
+            self._spare = await self._connect()
+            if self._direct:
+                await mark_backlog(self._spare)
         except psycopg.OperationalError as error:
-            logger.warning(
-                "no second connection to database %s for a backlog (%s): it is read over the first, without heartbeats",
-                self._database,
-                " ".join(str(error).split()),
-            )
-            return None
+            await self._close_spare()
+            if self._refused_at is None or self._clock() - self._refused_at >= REMIND_INTERVAL:
+                self._refused_at = self._clock()
+                logger.warning(
+                    "no second connection to database %s for a backlog (%s): it is read over the first, without "
+                    "heartbeats",
+                    self._database,
+                    " ".join(str(error).split()),
+                )
+        return self._spare
+
+    async def _close_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            with suppress(psycopg.Error):
+                await spare.close()
 
     async def _confirm_session(self) -> None:
         """
@@ -237,8 +284,12 @@ class Term:
         A leader that was frozen holds a batch, or is about to send a heartbeat, while another leads already.
         """
         if self._clock() - self._asked_at > self._timing.longest_silence:
-            await self._connection.execute("select")
+            with self._answered():
+                await self._connection.execute("select")
             self._asked_at = self._clock()
+
+    def _answered(self) -> AbstractContextManager[None]:
+        return answered_within(self._connection, self._timing.session_timeout)
 
     def _note_relayed(self) -> None:
         # The interval begins with the first batch: a store right behind it would compete with what it sets off.
@@ -260,7 +311,8 @@ class Term:
     async def _store(self) -> None:
         self._stored_at = self._clock()
         self._relayed = False
-        await store_relayed(self._connection, self._epoch, self._cursor)
+        with self._answered():
+            await store_relayed(self._connection, self._epoch, self._cursor)
         self._stored = self._cursor
 
     async def _beat(self) -> None:

@@ -13,6 +13,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.utils import timezone
 
 from ..journal.inspection import MOST_COUNTED, Inspection, OpenWriter, Slot
+from ..journal.reader import BATCH_ROWS
 
 UNITS = (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0), ("s", 1.0))
 
@@ -51,7 +52,7 @@ def as_text(inspection: Inspection, *, database: str, retention: float, lease: f
 def _lines(inspection: Inspection, retention: float, lease: float) -> Iterator[tuple[str, str]]:
     yield "listener", _listener(inspection, lease)
     stored = f", stored {_ago(inspection, inspection.relayed_at)}" if inspection.relayed_at else ""
-    yield "relayed", f"{inspection.relayed}{stored}"
+    yield "relayed", f"snapshot {inspection.relayed}{stored}"
     yield "lag", _lag(inspection)
     yield "size", _size(inspection.bytes)
     for slot in inspection.slots:
@@ -63,7 +64,8 @@ def _lines(inspection: Inspection, retention: float, lease: float) -> Iterator[t
     yield "retention", f"{duration(retention)} at least; at most twice that while a listener runs"
     if inspection.replica:
         return
-    yield "open writers", str(len(inspection.writers))
+    count = len(inspection.writers)
+    yield "open writers", f"{count:,}, in all databases of this server" if count else "none"
     if inspection.writers:
         yield "  the oldest", _writer(inspection, inspection.writers[0])
 
@@ -75,8 +77,10 @@ def _listener(inspection: Inspection, lease: float) -> str:
     if leader is not None:
         place = f" from {leader.host}" if leader.host else ""
         state = "awake" if leader.awake else "asleep"
-        return f"backend {leader.pid}{place} leads, {state}, in epoch {inspection.epoch}"
-    if inspection.relayed_at and (inspection.at - inspection.relayed_at).total_seconds() < lease:
+        silent = _age(inspection, inspection.relayed_at) if inspection.relayed_at else 0.0
+        stuck = f"; STUCK? it has stored nothing for {duration(silent)}" if silent > lease else ""
+        return f"backend {leader.pid}{place} leads, {state}, in epoch {inspection.epoch}{stuck}"
+    if inspection.relayed_at and _age(inspection, inspection.relayed_at) < lease:
         return f"one leads through a pooler, or has just gone, in epoch {inspection.epoch}"
     return "nobody leads: changes wait in the journal until `manage.py run_listener` runs"
 
@@ -84,7 +88,9 @@ def _listener(inspection: Inspection, lease: float) -> str:
 def _lag(inspection: Inspection) -> str:
     if not inspection.unrelayed:
         return "none"
-    return f"{_count(inspection.unrelayed)} not relayed, the oldest for {duration(inspection.lag)}"
+    # The cursor moves on when all of a backlog has been handed over: the number then falls at once, not bit by bit.
+    backlog = "; they count until the last of them is relayed" if inspection.unrelayed > BATCH_ROWS else ""
+    return f"{_count(inspection.unrelayed)} not relayed, the oldest for {duration(inspection.lag)}{backlog}"
 
 
 def _slot(inspection: Inspection, slot: Slot) -> str:
@@ -99,8 +105,8 @@ def _writer(inspection: Inspection, writer: OpenWriter) -> str:
     details = [f"{writer.application!r}" if writer.application else "", writer.state]
     details += [f"role {writer.role}" if writer.role else "", f"database {writer.database}" if writer.database else ""]
     known = ", ".join(detail for detail in details if detail)
-    since = f"open for {duration((inspection.at - writer.since).total_seconds())}" if writer.since else ""
-    return ", ".join(part for part in (f"{who} ({known})" if known else who, since) if part)
+    since = duration(_age(inspection, writer.since)) if writer.since else "a time that members of pg_read_all_stats see"
+    return f"{who} ({known}), open for {since}" if known else f"{who}, open for {since}"
 
 
 def duration(seconds: float) -> str:
@@ -113,8 +119,9 @@ def duration(seconds: float) -> str:
 
 def _size(size: float) -> str:
     for unit in SIZES:
-        if size < 1000 or unit == SIZES[-1]:
-            return f"{size:.0f} {unit}" if size >= 10 or unit == SIZES[0] else f"{size:.1f} {unit}"
+        # Compared as they are printed: 999,600 bytes are 1.0 MB, and 9,960 are 10 kB.
+        if size < 999.5 or unit == SIZES[-1]:
+            return f"{size:.0f} {unit}" if size >= 9.95 or unit == SIZES[0] else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError("the last unit holds every size")
 
@@ -126,7 +133,11 @@ def _count(rows: int) -> str:
 
 def _ago(inspection: Inspection, time: datetime | None) -> str:
     assert time is not None
-    return f"{duration((inspection.at - time).total_seconds())} ago"
+    return f"{duration(_age(inspection, time))} ago"
+
+
+def _age(inspection: Inspection, time: datetime) -> float:
+    return (inspection.at - time).total_seconds()
 
 
 def _local(time: datetime | None) -> str:

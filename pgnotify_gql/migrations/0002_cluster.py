@@ -1,4 +1,4 @@
-"""The journal knows the cluster it was made in."""
+"""The journal knows the cluster it was made in, and the era."""
 
 from typing import Any
 
@@ -14,5 +14,5 @@ def add(apps: Any, schema_editor: Any) -> None:
 
 class Migration(migrations.Migration):
     dependencies = [("pgnotify_gql", "0001_journal")]
-    # Going back only leaves a column behind, until 0001 removes everything.
+    # Going back only leaves a column and a table behind, until 0001 removes everything.
     operations = [migrations.RunPython(add, migrations.RunPython.noop, elidable=False)]

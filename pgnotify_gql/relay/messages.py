@@ -14,6 +14,7 @@ from typing import Literal, TypedDict
 
 from ..journal.change import JournalRow
 from ..journal.snapshot import Snapshot
+from ..journal.state import Era
 
 CHANGES: Literal["pgnotify_gql.changes"] = "pgnotify_gql.changes"
 HEARTBEAT: Literal["pgnotify_gql.heartbeat"] = "pgnotify_gql.heartbeat"
@@ -28,7 +29,7 @@ WireRow = tuple[int, int, str, str, str, str | None]
 
 class ChangesMessage(TypedDict):
     """
-    Changes of one model: number `seq` of an epoch, whose leader began to read at the cursor `began`.
+    Changes of one model: number `seq` of an epoch, in the era `era`, which began at the cursor `began`.
 
     `before` and `after` are the cursors of the batch they are of.
     """
@@ -37,6 +38,7 @@ class ChangesMessage(TypedDict):
     database: str
     label: str
     epoch: int
+    era: str
     began: str
     seq: int
     before: str
@@ -50,6 +52,7 @@ class HeartbeatMessage(TypedDict):
     type: Literal["pgnotify_gql.heartbeat"]
     database: str
     epoch: int
+    era: str
     began: str
     cursor: str
     seqs: dict[str, int]
@@ -62,7 +65,7 @@ def changes_message(
     database: str,
     label: str,
     epoch: int,
-    began: Snapshot,
+    era: Era,
     seq: int,
     before: Snapshot,
     after: Snapshot,
@@ -74,7 +77,8 @@ def changes_message(
         "database": database,
         "label": label,
         "epoch": epoch,
-        "began": str(began),
+        "era": era.id,
+        "began": str(era.began),
         "seq": seq,
         "before": str(before),
         "after": str(after),
@@ -82,15 +86,14 @@ def changes_message(
     }
 
 
-def heartbeat_message(
-    database: str, epoch: int, began: Snapshot, cursor: Snapshot, seqs: dict[str, int]
-) -> HeartbeatMessage:
+def heartbeat_message(database: str, epoch: int, era: Era, cursor: Snapshot, seqs: dict[str, int]) -> HeartbeatMessage:
     """Return a heartbeat."""
     return {
         "type": HEARTBEAT,
         "database": database,
         "epoch": epoch,
-        "began": str(began),
+        "era": era.id,
+        "began": str(era.began),
         "cursor": str(cursor),
         "seqs": dict(seqs),
     }

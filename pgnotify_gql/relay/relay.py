@@ -17,6 +17,7 @@ from .. import names
 from ..journal.change import JournalRow
 from ..journal.reader import Batch
 from ..journal.snapshot import Snapshot
+from ..journal.state import Era
 from .messages import Message, changes_message, heartbeat_message, split
 
 logger = logging.getLogger("pgnotify_gql.relay")
@@ -54,17 +55,18 @@ class Relay:
         self._send_timeout = send_timeout
         self._rest_after_hang = rest_after_hang
         self._epoch = 0
-        self._began = Snapshot(0, 0)
+        self._era = Era("", Snapshot(0, 0))
         self._seqs: dict[str, int] = {}
         self._resting_until = 0.0
         self._failed = 0
         self._failing = ""
+        self._hung = 0
         self._told_at = 0.0
 
-    def begin(self, epoch: int, cursor: Snapshot) -> None:
-        """Begin a term of leadership, in which the journal is read from `cursor`: numbers start again."""
+    def begin(self, epoch: int, era: Era) -> None:
+        """Begin a term of leadership: numbers start again."""
+        self._era = era
         self._epoch = epoch
-        self._began = cursor
         self._seqs = {}
 
     async def relay(self, batch: Batch) -> None:
@@ -81,14 +83,14 @@ class Relay:
             for part in split(rows):
                 seq = self._seqs[label] = self._seqs.get(label, 0) + 1
                 message = changes_message(
-                    self._database, label, self._epoch, self._began, seq, batch.before, batch.after, part
+                    self._database, label, self._epoch, self._era, seq, batch.before, batch.after, part
                 )
                 messages.append((names.model_group(label), message))
         await self._send(messages)
 
     async def heartbeat(self, cursor: Snapshot) -> None:
         """Tell every hub the cursor, and the last number of each model, so that a lost last message shows too."""
-        message = heartbeat_message(self._database, self._epoch, self._began, cursor, self._seqs)
+        message = heartbeat_message(self._database, self._epoch, self._era, cursor, self._seqs)
         await self._send([(names.heartbeat_group(), message)])
 
     async def _send(self, messages: Sequence[tuple[str, Message]]) -> None:
@@ -100,13 +102,19 @@ class Relay:
                     await self._send_one(group, message)
         except TimeoutError:
             self._resting_until = _now() + self._rest_after_hang
-            logger.warning(
-                "the channel layer took longer than %g s for %d messages of database %s; it rests for %g s, hubs heal",
-                self._send_timeout,
-                len(messages),
-                self._database,
-                self._rest_after_hang,
-            )
+            self._hung += 1
+            if self._hung == 1 or _now() - self._told_at >= REMIND_INTERVAL:
+                self._told_at = _now()
+                logger.warning(
+                    "the channel layer took longer than %g s for %d messages of database %s; "
+                    "it rests for %g s, hubs heal",
+                    self._send_timeout,
+                    len(messages),
+                    self._database,
+                    self._rest_after_hang,
+                )
+        else:
+            self._hung = 0
 
     async def _send_one(self, group: str, message: Message) -> None:
         try:

@@ -33,6 +33,7 @@ from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.reader import HubReader
 from pgnotify_gql.journal import Change
+from pgnotify_gql.journal.state import Era
 from pgnotify_gql.listener import Listener, Timing
 from pgnotify_gql.listener import term as term_module
 from pgnotify_gql.relay import Relay
@@ -710,9 +711,9 @@ async def test_a_layer_that_is_slow_with_each_of_many_messages_neither_stops_the
     room, terms = Room(database_triggers), list[int]()
 
     class Counted(Relay):
-        def begin(self, epoch: int, cursor: Any) -> None:
+        def begin(self, epoch: int, era: Era) -> None:
             terms.append(epoch)
-            super().begin(epoch, cursor)
+            super().begin(epoch, era)
 
     timing = Timing(safety_poll=0.5, session_timeout=SLOW_SESSION)
     connect = partial(opener, database_triggers.conninfo, SLOW_SESSION)

@@ -23,6 +23,7 @@ from pgnotify_gql.hub.reader import HubReader
 from pgnotify_gql.hub.receiver import Layer
 from pgnotify_gql.journal import Change, JournalRow, Snapshot
 from pgnotify_gql.journal.reader import Batch, Connection
+from pgnotify_gql.journal.state import Era
 from pgnotify_gql.listener import Listener, Sink, Timing, connect
 from tests.support.databases import Database
 
@@ -91,7 +92,7 @@ class Recorder(Notebook):
         """Whether so many terms of leadership have begun."""
         return len(self.epochs) >= terms
 
-    def begin(self, epoch: int, cursor: Snapshot) -> None:
+    def begin(self, epoch: int, era: Era) -> None:
         self.epochs.append(epoch)
         self.noted()
 

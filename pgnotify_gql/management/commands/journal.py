@@ -61,7 +61,7 @@ class Command(BaseCommand):
 
 async def _inspect(dsn: str, alias: str) -> Inspection:
     # A session like the listener's: its plans are those of probes, whatever the planner believes of a slot's size.
-    connection = await connect(dsn, session_timeout=0, application_name=APPLICATION_NAME)
+    connection = await connect(dsn, session_timeout=0, application_name=APPLICATION_NAME, replica=True)
     async with connection:
         await require_journal(connection, alias)
         return await inspect(connection)

@@ -108,7 +108,7 @@ class Command(BaseCommand):
         # A session timeout, so that no transaction stays open while a pager shows the middle of a long backlog.
         opening = partial(
             connect, database_conninfo(settings, alias),
-            session_timeout=settings.SESSION_TIMEOUT, application_name=APPLICATION_NAME,
+            session_timeout=settings.SESSION_TIMEOUT, application_name=APPLICATION_NAME, replica=True,
         )  # fmt: skip
         return Tail(opening, registry.get, self._remark, database=alias, retention=settings.RETENTION, **options)
 
