@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from graphene.types.generic import GenericScalar
 from graphql import GraphQLError
 
 from pgnotify_gql.hub import Audience, Event, Interest, Operation
+from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.journal.change import Change
@@ -147,14 +149,37 @@ class FakeHub:
         self.executor = Executor(2)
         self.operations: list[Operation] = []
         self.joined = asyncio.Event()
+        self.since: Cursor | None = None
 
-    async def join(self, operation: Operation) -> None:
+    async def serve(self, operation: Operation, since: Cursor | None = None) -> None:
         self.operations.append(operation)
+        self.since = since
         self.joined.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.operations.remove(operation)
 
-    async def leave(self, operation: Operation) -> None:
-        await asyncio.sleep(0)
-        self.operations.remove(operation)
+
+@dataclass
+class Collected:
+    """The results of an operation, in a list."""
+
+    results: list[Any]
+    read: Callable[[str], Any] = str
+
+    def send(self, payload: str) -> None:
+        self.results.append(self.read(payload))
+
+    def offer(self, payload: str) -> bool:
+        self.send(payload)
+        return True
+
+    async def room(self) -> None:
+        pass
+
+
+CURSOR = Cursor({}, {})
 
 
 class Bench:
@@ -176,7 +201,7 @@ class Bench:
         """Run to the end and return the results."""
         self.results.clear()
         async with asyncio.timeout(WAIT):
-            await self.engine().run(Request(query, **request), lambda result: self.results.append(json.loads(result)))
+            await self.engine().run(Request(query, **request), Collected(self.results, json.loads))
         return self.results
 
     async def refused(self, query: str, **request: Any) -> list[Any]:
@@ -190,7 +215,7 @@ class Bench:
     async def subscribed(self, query: str, schema: Any = SCHEMA, **request: Any) -> AsyncIterator[Operation]:
         """Hold an operation of the hub open."""
         self.hub.joined.clear()
-        running = asyncio.create_task(self.engine(schema).run(Request(query, **request), self.results.append))
+        running = asyncio.create_task(self.engine(schema).run(Request(query, **request), Collected(self.results)))
         joined = asyncio.create_task(self.hub.joined.wait())
         try:
             async with asyncio.timeout(WAIT):
@@ -214,7 +239,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 async def executed(operation: Operation, change: Any) -> Any:
     """Execute for a change as the hub does, and return the result, or None for nothing to send."""
-    outcome = operation.execution(cast(Change, change))
+    outcome = operation.execution(cast(Change, change), CURSOR)
     text = await outcome if isawaitable(outcome) else outcome
     return None if text is None else json.loads(text)
 
@@ -345,7 +370,7 @@ class TestOperationsOfTheHub:
 
     async def test_it_leaves_even_when_it_is_cancelled_twice(self, bench: Bench) -> None:
         request = Request("subscription { changes { thread } }")
-        running = asyncio.create_task(bench.engine().run(request, bench.results.append))
+        running = asyncio.create_task(bench.engine().run(request, Collected(bench.results)))
         await bench.hub.joined.wait()
         await quiet()
         running.cancel()
@@ -357,8 +382,8 @@ class TestOperationsOfTheHub:
 
     async def test_results_it_is_delivered_are_emitted(self, bench: Bench) -> None:
         async with bench.subscribed("subscription { changes { thread } }") as operation:
-            operation.deliver("one")
-            operation.deliver("two")
+            assert operation.outlet.offer("one")
+            assert operation.outlet.offer("two")
         assert bench.results == ["one", "two"]
 
     async def test_a_change_is_executed_with_the_selection(self, bench: Bench) -> None:

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 
 from pgnotify_gql.hub import executor as executor_module
+from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.executor import HOP_CHANGES, Executor
 from pgnotify_gql.hub.operations import Cohort, Interest, Operation
 from tests.support.databases import Database
@@ -21,12 +22,20 @@ from tests.support.feed import EVENT_TIMEOUT, Notebook, eventually
 
 
 @dataclass
-class Change:
-    """All that an executor knows of a change."""
+class Numbered:
+    """All that an executor knows of what is due."""
 
     number: int
-    kind: str = field(default="UPDATE", init=False)
-    model_label: str = field(default="one.model", init=False)
+    cursor: Any = None
+
+    def executed(self, execution: Any) -> Any:
+        return execution(self)
+
+
+Change: Any = Numbered
+
+
+CURSOR = Cursor({}, {})
 
 
 class Receiver(Notebook):
@@ -35,15 +44,19 @@ class Receiver(Notebook):
     def __init__(self, execution: Callable[..., Any]) -> None:
         super().__init__()
         self.received: list[str] = []
-        self.cohort = Cohort(execution, ())
-        self.cohort.add(Operation(Interest(()), execution, self.deliver))
+        self.cohort = Cohort(Interest(()), execution, CURSOR)
+        self.cohort.add(Operation(Interest(()), execution, self))
 
     def __str__(self) -> str:
         return f"{len(self.received)} results"
 
-    def deliver(self, payload: str) -> None:
+    def offer(self, payload: str) -> bool:
         self.received.append(payload)
         self.noted()
+        return True
+
+    async def room(self) -> None:
+        pass
 
     async def has(self, count: int) -> None:
         await self.until(lambda: len(self.received) >= count)
@@ -227,13 +240,12 @@ async def test_closing_does_not_wait_for_ever_for_a_thread_that_is_in_the_middle
 
 
 async def test_a_subscriber_whose_delivery_raises_hurts_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
-    def deliver(payload: str) -> None:
-        raise RuntimeError("the socket is broken")
+    class Broken(Receiver):
+        def offer(self, payload: str) -> bool:
+            raise RuntimeError("the socket is broken")
 
     # One thread, so that both are in one hop.
-    executor, bad, good = Executor(1), Receiver(number), Receiver(number)
-    bad.cohort.members.clear()
-    bad.cohort.add(Operation(Interest(()), number, deliver))
+    executor, bad, good = Executor(1), Broken(number), Receiver(number)
     for change in range(3):
         executor.submit(bad.cohort, Change(change))
         executor.submit(good.cohort, Change(change))
@@ -282,13 +294,13 @@ async def test_nothing_is_executed_for_a_cohort_that_everybody_has_left(executor
 
 async def test_who_joins_a_cohort_late_gets_later_changes_only(executor: Executor) -> None:
     receiver = Receiver(number)
-    late: list[str] = []
+    late = Receiver(number)
     executor.submit(receiver.cohort, Change(1))
-    receiver.cohort.add(Operation(Interest(()), number, late.append))
+    receiver.cohort.add(Operation(Interest(()), late.cohort.execution, late))
     executor.submit(receiver.cohort, Change(2))
     await receiver.has(2)
     assert receiver.received == ["1", "2"]
-    assert late == ["2"]
+    assert late.received == ["2"]
 
 
 async def test_closing_ends_threads_and_tasks_though_much_is_pending(caplog: pytest.LogCaptureFixture) -> None:

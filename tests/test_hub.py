@@ -20,6 +20,7 @@ from example.conversations.models import Conversation, Message
 from pgnotify_gql import names
 from pgnotify_gql.errors import JournalMissingError
 from pgnotify_gql.hub import Operation, Topic, current_hub, open_hub
+from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.reader import HubReader
@@ -840,12 +841,12 @@ async def test_who_joins_while_another_model_is_healed_begins_with_what_commits_
     relay_side, entered, go_on = Faulty(layer, nothing), threading.Event(), threading.Event()
     subscriber = Subscriber(Message)
 
-    def execute(change: Change) -> str:
+    def execute(change: Change, cursor: Cursor) -> str:
         entered.set()
         go_on.wait(EVENT_TIMEOUT)
         return subscriber.execute(change)
 
-    operation = Operation(subscriber.operation.interest, execute, subscriber.deliver)
+    operation = Operation(subscriber.operation.interest, execute, subscriber)
     reader = HubReader(opener(database_triggers.conninfo, 0, "test hub"))
     hub = Hub(layer, [reader], Executor(1))
     await hub.start()
@@ -875,12 +876,12 @@ async def test_a_hub_that_cannot_keep_up_holds_little_in_memory_and_loses_nothin
     room, subscriber = Room(database_triggers), Subscriber(Message)
     most = 0
 
-    def execute(change: Change) -> str:
+    def execute(change: Change, cursor: Cursor) -> str:
         nonlocal most
         most = max(most, hub.executor._pending)
         return subscriber.execute(change)
 
-    operation = Operation(subscriber.operation.interest, execute, subscriber.deliver)
+    operation = Operation(subscriber.operation.interest, execute, subscriber)
     async with fed(database_triggers, InMemoryChannelLayer(capacity=2)) as (hub, _):
         await hub.join(operation)
         room.say_at_once(2000)
@@ -920,13 +921,13 @@ async def test_closing_in_the_middle_of_healing_leaves_nothing(
     monkeypatch.setattr("pgnotify_gql.hub.executor.MOST_PENDING", 10)
     layer, room, entered, stop = InMemoryChannelLayer(), Room(database_triggers), threading.Event(), threading.Event()
 
-    def execute(change: Change) -> str:
+    def execute(change: Change, cursor: Cursor) -> str:
         entered.set()
         stop.wait(EVENT_TIMEOUT)
         return "1"
 
     subscriber = Subscriber(Message)
-    operation = Operation(subscriber.operation.interest, execute, subscriber.deliver)
+    operation = Operation(subscriber.operation.interest, execute, subscriber)
     async with leading(database_triggers, Relay(Faulty(layer, nothing))):
         hub = Hub(layer, [HubReader(opener(database_triggers.conninfo, 0, "test hub"))], Executor(1))
         await hub.start()

@@ -67,7 +67,7 @@ def heartbeat(cursor: int, seq: int | None, epoch: int = 1, began: int = 0) -> H
 
 
 def taken(intake: Intake, message: ChangesMessage) -> list[int]:
-    return [found.xid for found in intake.take(message)]
+    return [found.xid for found in intake.take(message).rows]
 
 
 @pytest.fixture
@@ -161,8 +161,8 @@ def test_parts_of_one_batch_follow_each_other(intake: Intake) -> None:
         changes_message("default", LABEL, 1, ONE, 4 + index, at(110), at(120), [row(number, 111)])
         for index, number in enumerate((1111, 1112, 1113))
     ]
-    assert [found.id for part in parts for found in intake.take(part)] == [1111, 1112, 1113]
-    assert intake.take(parts[1]) == []
+    assert [found.id for part in parts for found in intake.take(part).rows] == [1111, 1112, 1113]
+    assert intake.take(parts[1]).rows == []
 
 
 def test_a_transaction_that_commits_late_is_taken_with_the_batch_that_sees_it(intake: Intake) -> None:
@@ -170,8 +170,8 @@ def test_a_transaction_that_commits_late_is_taken_with_the_batch_that_sees_it(in
     second = changes_message(
         "default", LABEL, 1, ONE, 5, Snapshot(111, 115, (111,)), at(120), [row(1110, 111), row(1160, 116)]
     )
-    assert [found.xid for found in intake.take(first)] == [112]
-    assert [found.xid for found in intake.take(second)] == [111, 116]
+    assert [found.xid for found in intake.take(first).rows] == [112]
+    assert [found.xid for found in intake.take(second).rows] == [111, 116]
 
 
 def test_a_stale_epoch_is_one_that_is_over(intake: Intake) -> None:
@@ -193,7 +193,7 @@ def test_a_leader_that_cuts_its_batches_elsewhere_brings_nothing_twice() -> None
     intake.note(heartbeat(100, None))
     taken_of_old = changes_message("default", LABEL, 1, ONE, 1, at(100), Snapshot(101, 103, (101,)), [row(20, 102)])
     assert intake.follows(taken_of_old)
-    assert intake.take(taken_of_old) == [row(20, 102)]
+    assert intake.take(taken_of_old).rows == [row(20, 102)]
     first = changes_message("default", LABEL, 2, TWO, 1, at(100), at(103), [row(10, 101)])
     assert not intake.agrees(heartbeat(100, None, epoch=2))
     assert not intake.follows(first)
@@ -204,11 +204,11 @@ def test_healing_that_broke_off_begins_anew_without_taking_anything_twice() -> N
     intake = Intake(LABEL, joined(100))
     intake.note(heartbeat(100, None))
     had = row(1010, 101)
-    assert intake.take(changes_message("default", LABEL, 1, ONE, 1, at(100), Snapshot(103, 103), [had])) == [had]
+    assert intake.take(changes_message("default", LABEL, 1, ONE, 1, at(100), Snapshot(103, 103), [had])).rows == [had]
     early, late = row(1005, 103), row(1006, 104)
-    assert intake.heal(Batch(at(100), at(104), [early], last=False)) == [early]
-    assert intake.heal(Batch(at(100), at(105), [early, late, had], last=False)) == [late]
-    assert intake.heal(Batch(at(100), at(105), [])) == []
+    assert intake.heal(Batch(at(100), at(104), [early], last=False)).rows == [early]
+    assert intake.heal(Batch(at(100), at(105), [early, late, had], last=False)).rows == [late]
+    assert intake.heal(Batch(at(100), at(105), [])).rows == []
     assert intake.position == Position(at(105))
 
 
@@ -219,12 +219,12 @@ def test_in_the_same_era_a_new_leader_takes_nothing_back_however_far_behind_it_b
         "default", LABEL, 1, ONE, 4, at(110), cursor, [row(number, 111) for number in range(1, many + 1)]
     )
     intake.meet(first)
-    assert len(intake.take(first)) == many
+    assert len(intake.take(first).rows) == many
     again = changes_message("default", LABEL, 2, ONE, 1, at(110), cursor, [row(1, 111), row(many + 1, 112)])
     intake.meet(again)
     assert not intake.follows(again)
     intake.healed(2, 1)
-    assert [found.id for found in intake.take(again)] == [many + 1]
+    assert [found.id for found in intake.take(again).rows] == [many + 1]
 
 
 # A journal, a leader, and a layer that does what it likes with messages.
@@ -334,7 +334,7 @@ class World:
         if found["type"] == CHANGES:
             if not intake.follows(found):
                 self.heal(intake, found["epoch"], found["seq"])
-            self.dispatched += intake.take(found)
+            self.dispatched += intake.take(found).rows
         else:
             if not intake.agrees(found):
                 self.heal(intake, found["epoch"], found["seqs"].get(LABEL, 0))
@@ -354,8 +354,8 @@ class World:
         for number, index in enumerate(range(0, len(rows), self.parts)):
             if number == lost_after:
                 return
-            self.dispatched += intake.heal(Batch(before, after, rows[index : index + self.parts], last=False))
-        self.dispatched += intake.heal(Batch(before, after, []))
+            self.dispatched += intake.heal(Batch(before, after, rows[index : index + self.parts], last=False)).rows
+        self.dispatched += intake.heal(Batch(before, after, [])).rows
 
 
 STEPS = st.lists(

@@ -66,7 +66,7 @@ class HubReader:
 
     def another(self) -> HubReader:
         """Return a reader of the same database, with a connection of its own."""
-        return HubReader(self._connect, self.database)
+        return HubReader(self._asking.connect, self.database)
 
     async def close(self) -> None:
         """Close the connections; the next use opens others."""
@@ -97,7 +97,7 @@ class _Line:
     """One connection, opened when it is needed."""
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
-        self._connect = connect
+        self.connect = connect
         self._connection: Connection | None = None
         self._opening = asyncio.Lock()
 
@@ -105,7 +105,7 @@ class _Line:
         # Several may ask at once: one connection for all of them.
         async with self._opening:
             if self._connection is None or self._connection.closed:
-                self._connection = await self._connect()
+                self._connection = await self.connect()
             return self._connection
 
     async def close(self) -> None:

@@ -29,6 +29,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from example.conversations.models import Conversation, Message
 from pgnotify_gql import names
 from pgnotify_gql.hub import receiver as receiver_module
+from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.reader import HubReader
@@ -462,7 +463,7 @@ class Gated(Subscriber):
         self.gate.set()
         self.most_pending = 0
 
-    def execute(self, change: Change) -> str:
+    def execute(self, change: Change, cursor: Cursor | None = None) -> str:
         if self.hub is not None:
             self.most_pending = max(self.most_pending, self.hub.executor._pending)
         self.gate.wait(HEALED)
@@ -607,7 +608,7 @@ class Timekeeper(Subscriber):
         self._ear = ear
         self.beats: dict[str, tuple[int, int]] = {}
 
-    def execute(self, change: Change) -> str:
+    def execute(self, change: Change, cursor: Cursor | None = None) -> str:
         self.beats[(change.new or {})["text"]] = self._relay_side.beats, self._ear.beats
         return super().execute(change)
 

@@ -23,6 +23,7 @@ from redis import Redis
 
 from example.conversations.models import Message
 from pgnotify_gql import names
+from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.journal import Change
 from pgnotify_gql.relay.messages import CHANGES
 from tests.faults import hub_process
@@ -103,7 +104,7 @@ async def started(start: Start, count: int, *arguments: object) -> list[Process]
 class Brief(Subscriber):
     """Keeps the beginning of a text: some tests write megabytes."""
 
-    def execute(self, change: Change) -> str:
+    def execute(self, change: Change, cursor: Cursor | None = None) -> str:
         return super().execute(change)[:40].rstrip('"') + '"'
 
 

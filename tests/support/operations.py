@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from pgnotify_gql.hub import Interest, Operation, Topic
+from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.journal import Change
 from pgnotify_gql.relay.messages import CHANGES, HEARTBEAT
 from tests.support.feed import Notebook, told
@@ -25,15 +26,22 @@ class Subscriber(Notebook):
         self.received: list[Any] = []
         self.resyncs: list[str] = []
         interest = Interest(tuple(map(Topic.of, topics)))
-        self.operation = Operation(interest, self.execute, self.deliver, share)
+        self.operation = Operation(interest, self.execute, self, share)
 
     def __str__(self) -> str:
         return f"{self.received}, {len(self.resyncs)} resyncs"
 
-    def execute(self, change: Change) -> str:
+    def execute(self, change: Change, cursor: Cursor | None = None) -> str:
         self.executed += 1
         pk, _, text = told(change)
         return json.dumps(pk if text is None else text)
+
+    def offer(self, payload: str) -> bool:
+        self.deliver(payload)
+        return True
+
+    async def room(self) -> None:
+        pass
 
     def deliver(self, payload: str) -> None:
         result = json.loads(payload)

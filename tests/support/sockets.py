@@ -15,7 +15,7 @@ from typing import Any
 
 from pgnotify_gql.transport.close_codes import CloseCode
 from pgnotify_gql.transport.frames import Request
-from pgnotify_gql.transport.protocol import Connection, Limits
+from pgnotify_gql.transport.protocol import Connection, Limits, Results
 
 WAIT = 10.0
 """Seconds until an event that must come is missed; nothing waits so long in a test that passes."""
@@ -49,6 +49,13 @@ class FakeSocket:
             self.frames.append(json.loads(frame, parse_constant=_not_json))
         self._changed.set()
 
+    def offer(self, frame: str) -> bool:
+        self.send(frame)
+        return True
+
+    async def room(self) -> None:
+        pass
+
     def answered(self) -> None:
         self.answers += 1
 
@@ -80,9 +87,10 @@ class FakeSocket:
 class Run:
     """One request that the engine was given: the test decides what comes of it."""
 
-    def __init__(self, request: Request, emit: Callable[[str], None]) -> None:
+    def __init__(self, request: Request, results: Results) -> None:
         self.request = request
-        self.emit = emit
+        self.results = results
+        self.emit = results.send
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.cancelled = asyncio.Event()
         self.over = False
@@ -101,8 +109,8 @@ class FakeEngine:
         self.runs: list[Run] = []
         self.resists: set[str] = set()
 
-    async def run(self, request: Request, emit: Callable[[str], None]) -> None:
-        run = Run(request, emit)
+    async def run(self, request: Request, results: Results) -> None:
+        run = Run(request, results)
         self.runs.append(run)
         try:
             await run.end
