@@ -126,9 +126,16 @@ def subscribed(database: Database, publisher: Connection) -> Iterator[None]:
         ).format(sql.Literal(database.server.conninfo(publisher.info.dbname)), sql.Identifier(slot))
     )
     try:
+        # A TRUNCATE that arrives while the first rows are copied waits for the lock of who copies, who waits for it.
+        wait(lambda: copied(subscriber))
         yield
     finally:
         subscriber.execute("drop subscription shop")
+
+
+def copied(subscriber: Connection) -> bool:
+    """Whether the rows from before the subscription are there, and what is written arrives as it is written."""
+    return subscriber.execute("select srsubstate::text from pg_subscription_rel").fetchall() == [("r",)]
 
 
 class TestLogicalReplication:
