@@ -1,4 +1,4 @@
-"""Clients that come back with a cursor, and clients that do not read: what they missed, once, and then the live stream."""
+"""Clients that come back with a cursor, and clients that do not read: what they missed, once, then the live stream."""
 
 from __future__ import annotations
 
@@ -155,25 +155,28 @@ async def test_who_does_not_read_for_a_while_catches_up_from_the_journal(
 ) -> None:
     room = Room(database_triggers)
     slow, quick = Client(Message, most=50, share=share), Client(Message, share=share)
-    async with fed(database_triggers, InMemoryChannelLayer()) as (hub, _):
-        async with slow.subscribed(hub) as one, quick.subscribed(hub) as other:
-            room.say(*texts(3 * BATCH_ROWS))
-            await quick.has(*texts(3 * BATCH_ROWS))
-            assert len(slow.received) == 50
-            while len(slow.received) < 3 * BATCH_ROWS:
-                before = len(slow.received)
-                slow.reads()
-                await slow.until(lambda: len(slow.received) > before)  # noqa: B023
-            slow._most = None
+    async with (
+        fed(database_triggers, InMemoryChannelLayer()) as (hub, _),
+        slow.subscribed(hub) as one,
+        quick.subscribed(hub) as other,
+    ):
+        room.say(*texts(3 * BATCH_ROWS))
+        await quick.has(*texts(3 * BATCH_ROWS))
+        assert len(slow.received) == 50
+        while len(slow.received) < 3 * BATCH_ROWS:
+            before = len(slow.received)
             slow.reads()
-            room.say("live")
-            await slow.has("live")
-            await quick.has("live")
-            # It shares executions again.
-            await eventually(lambda: (one.cohort is other.cohort) == (share is not None))
-            room.say("together")
-            await slow.has("together")
-            await quick.has("together")
+            await slow.until(lambda: len(slow.received) > before)  # noqa: B023
+        slow._most = None
+        slow.reads()
+        room.say("live")
+        await slow.has("live")
+        await quick.has("live")
+        # It shares executions again.
+        await eventually(lambda: (one.cohort is other.cohort) == (share is not None))
+        room.say("together")
+        await slow.has("together")
+        await quick.has("together")
     assert slow.received == quick.received == [*texts(3 * BATCH_ROWS), "live", "together"]
 
 

@@ -9,7 +9,7 @@ that would be expensive to serve.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from django.core import signing
 
 from ..errors import CursorError
 from ..journal.position import Position
+from ..journal.snapshot import Snapshot
 
 SALT = "pgnotify_gql.cursor"
 
@@ -24,35 +25,53 @@ Model = tuple[str, str]
 """Alias of a database, and label of a model in it."""
 
 
+@dataclass(frozen=True)
+class Journal:
+    """
+    A journal in an era (see ``journal.state``), which began at the cursor `began`.
+
+    In another era ids of transactions may have been given out again, so that a position from before it is good only
+    where it had come no further than that.
+    """
+
+    id: str
+    era: str = ""
+    began: Snapshot = field(default=Snapshot(0, 0), compare=False)
+
+    def bears(self, position: Position, journal: Journal) -> bool:
+        """Return whether a position in a journal as it was is one in this, as it is now."""
+        return self == journal or (self.id == journal.id and position.within(self.began))
+
+
 @dataclass(frozen=True, eq=False)
 class Cursor:
-    """A position for each model, and the ids of the journals that they are positions in, by database."""
+    """A position for each model, and the journals that they are positions in, by database."""
 
     positions: Mapping[Model, Position]
-    journals: Mapping[str, str]
+    journals: Mapping[str, Journal]
 
     @cached_property
     def token(self) -> str:
         """What a client is given; made when first asked for, since signing takes 30 us."""
-        content = [[*model, self.journals[model[0]], str(position)] for model, position in self.positions.items()]
-        return signing.dumps(content, salt=SALT)
+        journals = {database: [journal.id, journal.era] for database, journal in self.journals.items()}
+        positions = [[*model, str(position)] for model, position in self.positions.items()]
+        return signing.dumps([journals, positions], salt=SALT)
 
     @classmethod
     def read(cls, token: Any) -> Cursor:
         """Return what was given to a client.  Raises CursorError for anything that is not signed by this site."""
         try:
-            content = signing.loads(token, salt=SALT)
-            positions = {(database, label): Position.parse(position) for database, label, _, position in content}
-            return cls(positions, {database: journal for database, _, journal, _ in content})
+            journals, positions = signing.loads(token, salt=SALT)
+            return cls(
+                {(database, label): Position.parse(position) for database, label, position in positions},
+                {database: Journal(*journal) for database, journal in journals.items()},
+            )
         except (signing.BadSignature, ValueError, TypeError, AttributeError) as error:
             raise CursorError("the cursor is not one of this site: subscribe without it") from error
 
-    def fits(self, models: Iterable[Model], journals: Mapping[str, str]) -> bool:
+    def fits(self, models: Iterable[Model], journals: Mapping[str, Journal]) -> bool:
         """Return whether it says where to go on in all of these models, in the journals that there are now."""
         return set(models) == self.positions.keys() and all(
-            journals.get(database) == journal for database, journal in self.journals.items()
+            journals[database].bears(position, self.journals[database])
+            for (database, _), position in self.positions.items()
         )
-
-    def at(self, model: Model, position: Position) -> Cursor:
-        """Return the cursor of one who has gone on in one model."""
-        return Cursor({**self.positions, model: position}, self.journals)

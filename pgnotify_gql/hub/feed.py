@@ -28,7 +28,9 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from .. import names
 from ..errors import CursorTooOldError
 from ..journal.position import Position
+from ..journal.snapshot import Snapshot
 from ..relay.messages import CHANGES, HEARTBEAT, ChangesMessage, HeartbeatMessage
+from .cursor import Journal
 from .intake import Intake
 from .reader import RETRY_FIRST, RETRY_MAX, HubReader, Replayers
 from .receiver import Layer, Receiver
@@ -70,7 +72,7 @@ class Feed:
         self._joining: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.taking = asyncio.Lock()
         """Held while changes are taken and dispatched: whoever has it finds every intake where it stands."""
-        self.journal = ""
+        self.journal = Journal("")
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -141,7 +143,7 @@ class Feed:
             try:
                 await self._receiver.join(names.model_group(label))
                 joined = await self._reader.current()
-                self.journal = joined.journal
+                self.journal = Journal(joined.journal, joined.era, joined.began)
                 await self._begin(Intake(label, joined))
             finally:
                 del self._early[label]
@@ -204,7 +206,7 @@ class Feed:
             return
         if intake.is_stale(message["epoch"]):
             return
-        intake.meet(message)
+        self._meet(intake, message)
         if not intake.follows(message):
             await self._heal(intake, message["epoch"], message["seq"])
         await self._dispatcher.dispatch(self.database, intake.take(message))
@@ -213,10 +215,15 @@ class Feed:
         for intake in list(self._intakes.values()):
             if intake.is_stale(heartbeat["epoch"]):
                 continue
-            intake.meet(heartbeat)
+            self._meet(intake, heartbeat)
             if not intake.agrees(heartbeat):
                 await self._heal(intake, heartbeat["epoch"], heartbeat["seqs"].get(intake.label, 0))
             intake.note(heartbeat)
+
+    def _meet(self, intake: Intake, message: ChangesMessage | HeartbeatMessage) -> None:
+        intake.meet(message)
+        if message["era"] != self.journal.era:
+            self.journal = Journal(self.journal.id, message["era"], Snapshot.parse(message["began"]))
 
     async def _heal(self, intake: Intake, epoch: int, seq: int) -> None:
         """Read what is missing up to this message from the journal, and count from it on."""

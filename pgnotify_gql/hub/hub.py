@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from ..capture.registry import registry
 from ..journal.position import Position
 from .catch_up import catch_up
-from .cursor import Cursor, Model
+from .cursor import Cursor, Journal, Model
 from .executor import Executor
 from .feed import SILENCE, Feed
 from .operations import Cohort, Due, Interest, Operation, Resync, cohort_key
@@ -139,8 +139,8 @@ class Hub:
         }
         return Cursor(positions, self.journals(interest))
 
-    def journals(self, interest: Interest) -> dict[str, str]:
-        """Return the ids of the journals of an interest's models, by database."""
+    def journals(self, interest: Interest) -> dict[str, Journal]:
+        """Return the journals of an interest's models, by database."""
         return {database: self._feeds[database].journal for database, _ in interest.models}
 
     def feed(self, database: str) -> Feed:

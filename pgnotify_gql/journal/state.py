@@ -16,7 +16,7 @@ in a clean restart.  While the era is the same, what was seen is still there.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import LiteralString
 
@@ -101,25 +101,27 @@ class Joined:
     """
     A cursor from which only later changes are new, in which epoch and when it was taken, and of which journal.
 
-    `era` is empty where no leader has begun one yet.
+    `era` is empty where no leader has begun one yet, and `began` where it began.
     """
 
     cursor: Snapshot
     epoch: int
     at: datetime
     era: str = ""
+    began: Snapshot = field(default=Snapshot(0, 0))
     journal: str = ""
 
 
 async def join(connection: Connection) -> Joined:
     """Return where a reader begins that wants what commits from now on."""
     result = await connection.execute(
-        "select pg_current_snapshot()::text, epoch, clock_timestamp(), coalesce(era::text, ''), journal_id::text "
-        "from pgnotify_gql.journal_state left join pgnotify_gql.journal_era on true"
+        "select pg_current_snapshot()::text, epoch, clock_timestamp(), coalesce(era::text, ''), began::text, "
+        "journal_id::text from pgnotify_gql.journal_state left join pgnotify_gql.journal_era on true"
     )
     found = await result.fetchone()
     assert found is not None, "the migration inserts the row"
-    return Joined(Snapshot.parse(found[0]), *found[1:])
+    cursor, epoch, at, era, began, journal = found
+    return Joined(Snapshot.parse(cursor), epoch, at, era, Snapshot.parse(began or "0:0:"), journal)
 
 
 async def begin_epoch(connection: Connection) -> tuple[int, Snapshot]:
