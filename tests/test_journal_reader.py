@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
@@ -9,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncServerCursor
 from psycopg.pq import TransactionStatus
 
 from pgnotify_gql.errors import CursorTooOldError, JournalMissingError
@@ -246,6 +247,23 @@ class TestBacklog:
         with suppress(psycopg.OperationalError):
             await parts.aclose()
         # A cursor that is left open is a warning when it is collected, and so an error of this test.
+        del parts
+        gc.collect()
+
+    async def test_that_is_cancelled_while_it_closes_its_cursor_leaves_none_open(
+        self, feed: reader.Connection, writer: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Cancelled(AsyncServerCursor[tuple[Any, ...]]):
+            async def close(self) -> None:
+                raise asyncio.CancelledError
+
+        monkeypatch.setattr(reader, "AsyncServerCursor", Cancelled)
+        cursor = await current_snapshot(feed)
+        write_many(writer, 25)
+        parts = read_new(feed, cursor, batch_rows=10)
+        await anext(parts)
+        with suppress(asyncio.CancelledError):
+            await parts.aclose()
         del parts
         gc.collect()
 

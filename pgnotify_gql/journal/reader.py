@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
-from psycopg import AsyncConnection, AsyncServerCursor, IsolationLevel
+from psycopg import AsyncConnection, AsyncCursor, AsyncServerCursor, IsolationLevel
 
 from ..errors import CursorTooOldError, JournalMissingError
 from .change import JournalRow
@@ -197,9 +197,9 @@ async def _backlog(connection: Connection) -> AsyncGenerator[AsyncServerCursor[t
         try:
             await backlog.close()
         finally:
-            # Where closing it finds the connection lost, it stays open for psycopg, which complains about it later.
-            if connection.closed:
-                await backlog.close()
+            # Where the server cannot be asked to close it (the connection is lost, the transaction has failed because
+            # we were cancelled), it stays open for psycopg, which complains later. The transaction ends it.
+            await AsyncCursor.close(backlog)
 
 
 def unseen_parameters(cursor: Snapshot) -> dict[str, Any]:
