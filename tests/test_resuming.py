@@ -55,6 +55,7 @@ class Client(Notebook):
     def offer(self, payload: str) -> bool:
         if self._most is not None and self._unread >= self._most:
             self.refused += 1
+            self.noted()
             return False
         self._unread += 1
         result = json.loads(payload)

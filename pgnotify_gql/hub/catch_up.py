@@ -78,8 +78,10 @@ class _CatchUp:
         except CursorTooOldError as error:
             self._resync(str(error))
             self._hub.go_live_alone(self._cohort)
-        await self._cohort.settled.wait()
-        # No turn of the loop in between: nothing is dispatched to the one and not to the other.
+        # Asked again: between its being set and our turn of the loop something may have been dispatched to it. Then
+        # there is no turn in between, so that nothing is dispatched to the one and not to the other.
+        while not self._cohort.settled.is_set():
+            await self._cohort.settled.wait()
         if not self._operation.behind.is_set():
             self._hub.go_live_with_others(self._operation)
 
@@ -89,6 +91,9 @@ class _CatchUp:
             raise CursorTooOldError(FOREIGN)
 
     async def _rounds(self) -> None:
+        # Another process may have been further than this one, which would bring again what it has not taken yet.
+        for model in self._operation.interest.models:
+            await self._hub.feed(model[0]).reach(model[1], self._positions[model])
         while await self._round() > LITTLE:
             pass
         if self._operation.behind.is_set():

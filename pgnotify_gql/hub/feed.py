@@ -119,6 +119,13 @@ class Feed:
         """Return up to where a model that was joined has been taken."""
         return self._intakes[label].position
 
+    async def reach(self, label: str, position: Position) -> None:
+        """Take what is in the journal, if less than a position has been taken of a model."""
+        async with self.taking:
+            intake = self._intakes[label]
+            if not position.within(intake.position.before):
+                await self._catch_up(intake)
+
     async def replay(self, label: str, start: Position, end: Position) -> AsyncGenerator[Stretch, None]:
         """
         Yield what `end` includes of a model, and `start` does not.
