@@ -31,6 +31,7 @@ from ..journal.locks import HELD
 from ..journal.reader import Connection
 from ..journal.snapshot import Snapshot
 from ..journal.state import begin_epoch, begin_epoch_after, require_own_cluster
+from .deadline import answered_within
 
 logger = logging.getLogger("pgnotify_gql.listener")
 
@@ -65,7 +66,8 @@ async def try_to_lead(
     if not direct:
         await require_own_cluster(connection, database)
         return await begin_epoch_after(connection, lease)
-    result = await connection.execute("select pg_try_advisory_lock(%s, %s)", [names.LOCK_CLASS, names.LEADER_LOCK])
+    with answered_within(connection, lease):
+        result = await connection.execute("select pg_try_advisory_lock(%s, %s)", [names.LOCK_CLASS, names.LEADER_LOCK])
     found = await result.fetchone()
     if found is None or not found[0]:
         return None
