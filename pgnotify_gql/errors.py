@@ -60,3 +60,8 @@ class CursorError(PgnotifyGqlError):
 
 class CursorTooOldError(PgnotifyGqlError):
     """The journal no longer holds everything after this cursor."""
+
+
+def one_line(error: BaseException | None) -> str:
+    """Return the message of an error, libpq's have several lines, as a sentence within another one."""
+    return " ".join(str(error).split())

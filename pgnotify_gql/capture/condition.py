@@ -20,7 +20,7 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.db.models.sql.where import WhereNode
 from psycopg import sql
 
-from ..errors import WatchError
+from ..errors import WatchError, one_line
 from .watch import Watch, column_of
 
 EXTENSION_TYPES = """
@@ -92,7 +92,7 @@ def require_evaluable(watch: Watch, connection: BaseDatabaseWrapper, oid: int, e
             # Within somebody's transaction the search_path would stay.
             transaction.set_rollback(True, using=connection.alias)
     except DatabaseError as error:
-        raise _refused(watch, " ".join(str(error).split())) from error
+        raise _refused(watch, one_line(error)) from error
 
 
 def _compiler(watch: Watch, connection: BaseDatabaseWrapper) -> SQLCompiler:

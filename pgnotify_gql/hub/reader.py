@@ -17,6 +17,7 @@ from typing import TypeVar
 import psycopg
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from ..errors import one_line
 from ..journal.position import Position
 from ..journal.reader import Batch, Connection, is_captured, read_missed
 from ..journal.state import Joined, join
@@ -87,7 +88,7 @@ class HubReader:
             logger.warning(
                 "the journal of database %s cannot be read for subscribers (%s); trying again",
                 self.database,
-                " ".join(str(error).split()),
+                one_line(error),
             )
             await self._asking.close()
             raise

@@ -15,8 +15,9 @@ from typing import LiteralString
 from psycopg import sql
 
 from .. import names
+from .locks import HELD
 from .reader import Connection, current_snapshot, unseen_parameters
-from .retention import SLOTS, slot_table
+from .retention import SLOTS, current_slot, slot_table
 from .snapshot import Snapshot
 
 MOST_COUNTED = 100_000
@@ -26,9 +27,6 @@ STATE: LiteralString = """
     select epoch, relayed::text, nullif(relayed_at, '-infinity'), rotated_at, clock_timestamp(), pg_is_in_recovery()
     from pgnotify_gql.journal_state
 """
-
-# Not pg_sequence_last_value(): from PostgreSQL 17 on it tells NULL to whom the sequence is closed, and raises nothing.
-CURRENT: LiteralString = "select last_value from pgnotify_gql.journal_slot"
 
 # By the id of its transaction, which is nearly the age, and a probe of the index.
 SLOT: LiteralString = """
@@ -60,17 +58,14 @@ WRITERS: LiteralString = """
     order by max(age(l.transactionid)) desc
 """
 
-# Advisory locks of two keys have objsubid 2.
-LEADER: LiteralString = """
+LEADER = sql.SQL("""
     select l.pid, bool_or(l.objid = %(awake)s), host(a.client_addr), a.backend_start
-    from pg_locks l
-    join pg_database d on d.oid = l.database
+    from ({held}) as l
     left join pg_stat_activity a on a.pid = l.pid
-    where d.datname = current_database() and l.locktype = 'advisory' and l.objsubid = 2 and l.granted
-        and l.mode = 'ExclusiveLock' and l.classid = %(class)s and l.objid in (%(leader)s, %(awake)s)
+    where l.mode = 'ExclusiveLock' and l.classid = %(class)s and l.objid in (%(leader)s, %(awake)s)
     group by l.pid, a.client_addr, a.backend_start
     having bool_or(l.objid = %(leader)s)
-"""
+""").format(held=HELD)
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,7 @@ async def inspect(connection: Connection) -> Inspection:
     epoch, relayed_text, relayed_at, rotated_at, at, replica = state
     relayed = Snapshot.parse(relayed_text)
     unrelayed, waiting_since = await _unrelayed(connection, relayed)
-    current = await _current_slot(connection)
+    current = await current_slot(connection)
     return Inspection(
         at=at,
         replica=replica,
@@ -187,13 +182,6 @@ async def _unrelayed(connection: Connection, relayed: Snapshot) -> tuple[int, da
     found = await result.fetchone()
     assert found is not None
     return min(found[0], MOST_COUNTED), found[1]
-
-
-async def _current_slot(connection: Connection) -> int:
-    result = await connection.execute(CURRENT)
-    found = await result.fetchone()
-    assert found is not None
-    return int(found[0]) % SLOTS
 
 
 async def _slot(connection: Connection, number: int, current: int) -> Slot:

@@ -22,7 +22,7 @@ import psycopg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from ..capture.kinds import ALL_KINDS, Kind
-from ..errors import CursorError, CursorTooOldError, JournalMissingError
+from ..errors import CursorError, CursorTooOldError, JournalMissingError, one_line
 from .change import JournalRow, Source
 from .position import Position
 from .reader import Batch, Connection, current_snapshot, is_captured, read_new, require_complete, require_journal
@@ -253,7 +253,7 @@ class Tail:
     def _tell_lost(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         pause = state.next_action.sleep if state.next_action else 0
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         self._tell(f"database '{self._database}' cannot be used ({reason}); trying again in {pause:.1f} s")
 
     def _in(self, batch: Batch, seen: datetime) -> Iterable[Sighting]:

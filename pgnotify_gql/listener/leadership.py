@@ -22,14 +22,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import LiteralString
 
 import psycopg
+from psycopg import sql
 
 from .. import names
+from ..journal.locks import HELD
 from ..journal.reader import Connection
 from ..journal.snapshot import Snapshot
 from ..journal.state import begin_epoch, begin_epoch_after, require_own_cluster
+from .deadline import answered_within
 
 logger = logging.getLogger("pgnotify_gql.listener")
 
@@ -39,20 +41,18 @@ STANDBY_INTERVAL = 0.25
 LOOK_INTERVAL = 1.0
 """Seconds between two looks of a standby at its leader, at most."""
 
-# Advisory locks of two keys have objsubid 2. A backend that works, waits for a lock, or was asked something meanwhile
+# A backend that works, waits for a lock, or was asked something meanwhile
 # (as where a backlog is read over its connection) is not stuck for want of its client; what it does is hidden (state is
 # null) from other roles.
-STUCK: LiteralString = """
+STUCK = sql.SQL("""
     select l.pid
-    from pgnotify_gql.journal_state s, pg_locks l
-    join pg_database d on d.oid = l.database
+    from pgnotify_gql.journal_state s, ({held}) as l
     join pg_stat_activity a on a.pid = l.pid
-    where d.datname = current_database() and l.locktype = 'advisory' and l.objsubid = 2
-        and l.classid = %s and l.objid = %s and l.granted
+    where l.classid = %s and l.objid = %s
         and s.relayed_at < clock_timestamp() - make_interval(secs => %s)
         and (a.wait_event_type = 'Client' and a.state_change < clock_timestamp() - make_interval(secs => %s)
              or a.state is null)
-"""
+""").format(held=HELD)
 
 
 async def try_to_lead(
@@ -66,7 +66,8 @@ async def try_to_lead(
     if not direct:
         await require_own_cluster(connection, database)
         return await begin_epoch_after(connection, lease)
-    result = await connection.execute("select pg_try_advisory_lock(%s, %s)", [names.LOCK_CLASS, names.LEADER_LOCK])
+    with answered_within(connection, lease):
+        result = await connection.execute("select pg_try_advisory_lock(%s, %s)", [names.LOCK_CLASS, names.LEADER_LOCK])
     found = await result.fetchone()
     if found is None or not found[0]:
         return None
@@ -75,13 +76,9 @@ async def try_to_lead(
 
 
 # A leader that was frozen while it read a backlog leaves the session behind in which it did so.
-END_LEFT_OVER: LiteralString = """
-    select pg_terminate_backend(l.pid)
-    from pg_locks l
-    join pg_database d on d.oid = l.database
-    where d.datname = current_database() and l.locktype = 'advisory' and l.objsubid = 2
-        and l.classid = %s and l.objid = %s and l.granted
-"""
+END_LEFT_OVER = sql.SQL("""
+    select pg_terminate_backend(l.pid) from ({held}) as l where l.classid = %s and l.objid = %s
+""").format(held=HELD)
 
 
 async def mark_backlog(connection: Connection) -> None:

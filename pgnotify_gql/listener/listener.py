@@ -26,7 +26,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ..errors import JournalMissingError
+from ..errors import JournalMissingError, one_line
 from ..journal.reader import Connection, require_journal
 from ..journal.snapshot import Snapshot
 from ..journal.state import LeadershipLostError, begin_era, resign
@@ -122,7 +122,7 @@ class Listener:
         except psycopg.Error as error:
             if not self._settled:
                 raise
-            logger.warning("lost the database %s (%s); connecting again", self._database, _sentence(error))
+            logger.warning("lost the database %s (%s); connecting again", self._database, one_line(error))
         finally:
             self.leading.clear()
             # Closed, not returned to anybody: both locks end with the session.
@@ -212,7 +212,7 @@ class Listener:
             logger.warning(
                 "no second connection to database %s (%s): whether bells are heard could not be tried",
                 self._database,
-                _sentence(error),
+                one_line(error),
             )
             return True
         async with other:
@@ -225,13 +225,9 @@ class Listener:
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         pause = state.next_action.sleep if state.next_action else 0
-        reason, now = _sentence(error), asyncio.get_running_loop().time()
+        reason, now = one_line(error), asyncio.get_running_loop().time()
         reminds = self._told is None or self._told[0] != reason or now - self._told[1] >= REMIND_INTERVAL
         if reminds:
             self._told = reason, now
         level = logging.WARNING if reminds else logging.DEBUG
         logger.log(level, "database %s cannot be used (%s); trying again in %.1f s", self._database, reason, pause)
-
-
-def _sentence(error: BaseException | None) -> str:
-    return " ".join(str(error).split())

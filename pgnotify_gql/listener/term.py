@@ -30,6 +30,7 @@ from typing import Protocol
 
 import psycopg
 
+from ..errors import one_line
 from ..journal.reader import Batch, Connection, read_new
 from ..journal.retention import rotate
 from ..journal.snapshot import Snapshot
@@ -267,7 +268,7 @@ class Term:
                     "no second connection to database %s for a backlog (%s): it is read over the first, without "
                     "heartbeats",
                     self._database,
-                    " ".join(str(error).split()),
+                    one_line(error),
                 )
         return self._spare
 

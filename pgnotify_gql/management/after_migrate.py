@@ -13,7 +13,7 @@ from ..capture.catalog import require_primary
 from ..capture.locking import LOCK_TIMEOUT
 from ..capture.registry import registry
 from ..conf import get_settings
-from ..errors import JournalMissingError, PgnotifyGqlError, ReadOnlyDatabaseError, TableMissingError
+from ..errors import JournalMissingError, PgnotifyGqlError, ReadOnlyDatabaseError, TableMissingError, one_line
 from .installing import Say, install, make_plan, watches_of
 
 
@@ -36,7 +36,7 @@ def install_after_migrate(*, using: str, verbosity: int = 1, **kwargs: Any) -> N
     try:
         _install(connection, say)
     except (PgnotifyGqlError, DatabaseError) as error:
-        _complain(using, [" ".join(str(error).split())])
+        _complain(using, [one_line(error)])
 
 
 def _install(connection: BaseDatabaseWrapper, say: Say) -> None:

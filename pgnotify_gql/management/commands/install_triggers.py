@@ -17,7 +17,7 @@ from ...capture.installer import Plan
 from ...capture.registry import registry
 from ...capture.writer import TriggerMigration, plan_migration
 from ...conf import get_settings
-from ...errors import PgnotifyGqlError
+from ...errors import PgnotifyGqlError, one_line
 from ..installing import install, make_plan
 from ..options import add_database, add_lock_timeout
 
@@ -52,7 +52,7 @@ class Command(BaseCommand):
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise CommandError(f"database '{connection.alias}' cannot be used: {reason}") from error
         if problems:
             raise CommandError("\n".join(problems))

@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
 from ...conf import database_conninfo, get_settings
-from ...errors import PgnotifyGqlError
+from ...errors import PgnotifyGqlError, one_line
 from ...journal.inspection import Inspection, inspect
 from ...journal.reader import require_journal
 from ...listener import connect
@@ -45,7 +45,7 @@ class Command(BaseCommand):
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
         except psycopg.Error as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise CommandError(f"database '{alias}' cannot be used: {reason}") from error
         if options["json"]:
             self.stdout.write(as_json(inspection, database=alias, retention=settings.RETENTION))

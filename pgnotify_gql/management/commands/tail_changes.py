@@ -25,7 +25,7 @@ from django.utils import timezone
 from ...capture.kinds import ALL_KINDS, Kind
 from ...capture.registry import registry
 from ...conf import NAME, database_conninfo, get_settings
-from ...errors import CursorError, PgnotifyGqlError
+from ...errors import CursorError, PgnotifyGqlError, one_line
 from ...journal.position import Position
 from ...journal.sighting import Sighting
 from ...journal.tail import Since, Tail
@@ -100,7 +100,7 @@ class Command(BaseCommand):
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
         except psycopg.Error as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise CommandError(f"database '{alias}' cannot be used: {reason}") from error
 
     def _tail(self, alias: str, **options: Any) -> Tail:

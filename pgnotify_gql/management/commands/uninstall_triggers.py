@@ -10,7 +10,7 @@ from django.db import Error as DatabaseError
 from django.db import connections
 
 from ...capture.installer import Plan, drop_unused_functions, execute, plan_uninstall
-from ...errors import InstallError, PgnotifyGqlError
+from ...errors import InstallError, PgnotifyGqlError, one_line
 from ..options import add_database, add_lock_timeout
 
 
@@ -40,7 +40,7 @@ class Command(BaseCommand):
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise CommandError(f"database '{connection.alias}' cannot be used: {reason}") from error
         if problems:
             raise CommandError("\n".join(problems))
