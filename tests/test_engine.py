@@ -386,9 +386,11 @@ class TestOperationsOfTheHub:
             assert operation.outlet.offer("two")
         assert bench.results == ["one", "two"]
 
-    async def test_a_change_is_executed_with_the_selection(self, bench: Bench) -> None:
+    async def test_a_change_is_executed_with_the_selection_and_tells_its_cursor(self, bench: Bench) -> None:
         async with bench.subscribed("subscription { changes { sum(a: 1) } }") as operation:
-            assert await executed(operation, {}) == {"data": {"changes": {"sum": 2}}}
+            result = await executed(operation, {})
+        assert result["data"] == {"changes": {"sum": 2}}
+        assert Cursor.read(result["extensions"]["cursor"])
 
     async def test_a_skipped_change_has_no_result(self, bench: Bench) -> None:
         async with bench.subscribed("subscription { changes { thread } }") as operation:
@@ -415,14 +417,14 @@ class TestOperationsOfTheHub:
     async def test_what_a_resolver_keeps_on_the_context_is_gone_at_the_next_change(self, bench: Bench) -> None:
         async with bench.subscribed("subscription { changes { loaded } }") as operation:
             for _ in range(2):
-                assert await executed(operation, {}) == {"data": {"changes": {"loaded": False}}}
+                assert (await executed(operation, {}))["data"] == {"changes": {"loaded": False}}
 
     @pytest.mark.parametrize(("audience", "username"), [("nobody", "alice"), ("user", "alice"), ("everybody", "")])
     async def test_it_executes_as_its_audience(self, bench: Bench, audience: str, username: str) -> None:
         bench.user = User(pk=1, username="alice")
         query = f'subscription {{ changes(audience: "{audience}") {{ username }} }}'
         async with bench.subscribed(query) as operation:
-            assert await executed(operation, {}) == {"data": {"changes": {"username": username}}}
+            assert (await executed(operation, {}))["data"] == {"changes": {"username": username}}
 
     def test_an_interest_cannot_be_iterated_without_a_hub(self) -> None:
         with pytest.raises(TypeError, match="GraphqlSubscriptionConsumer"):
