@@ -9,15 +9,18 @@ It goes in rounds, while the feed goes on; a round ends where the feed stood whe
 feed stands still for the last round, behind which the operation takes what is dispatched, in a cohort of its own.  As
 soon as that has nothing left to do, the operation shares executions with others again.
 
-Memory is bounded: no more is read than is executed, and no more is executed than the client has room for.  A database
-that is lost is waited for.  What has left the journal is answered with a resync, and the live stream.
+Memory is bounded: no more is read than is executed, and no more is executed than the client has room for.  A client
+that reads slowly does not keep a connection, and a transaction, from others: it is served for a while, and goes on from
+where it is when its turn comes again.  A database that is lost is waited for.  What has left the journal is answered
+with a resync, and the live stream.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -25,9 +28,9 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from ..capture.registry import registry
 from ..errors import CursorTooOldError
-from ..journal.change import JournalRow
+from ..journal.change import Change, JournalRow
 from .cursor import Cursor, Model
-from .operations import Due, Operation, Resync
+from .operations import Due, Live, Operation, Resync
 from .reader import RETRY_FIRST, RETRY_MAX
 from .stretch import Stretch
 from .topics import TopicIndex
@@ -38,10 +41,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pgnotify_gql.hub")
 
 LITTLE = 200
-"""Journal rows of a round, at most, for the next one to be the last: so many hold up the feed for milliseconds."""
+"""Changes of a round, at most, for the next one to be the last: so many hold up the feed for milliseconds."""
 
 MOST_AHEAD = 100
 """Changes that are read before those before them have been executed and sent."""
+
+PATIENCE = 1.0
+"""Seconds that a connection waits for a client without room."""
+
+TURN = 10.0
+"""Seconds for which a connection serves one operation: others may wait, and its transaction keeps vacuum from its work.
+No shorter, because the database may have to sort all that is left when the operation goes on."""
 
 FOREIGN = "the cursor is of another subscription, or of a journal that is no longer there"
 
@@ -64,6 +74,7 @@ class _CatchUp:
         self._operation = operation
         hub.detach(operation)
         self._since = operation.cursor
+        self._models = operation.interest.models
         self._positions = dict(operation.cursor.positions)
         self._cohort = hub.cohort_of(operation, operation.cursor)
         self._cohort.add(operation)
@@ -92,59 +103,104 @@ class _CatchUp:
 
     async def _rounds(self) -> None:
         # Another process may have been further than this one, which would bring again what it has not taken yet.
-        for model in self._operation.interest.models:
+        for model in self._models:
             await self._hub.feed(model[0]).reach(model[1], self._positions[model])
-        while await self._round() > LITTLE:
-            pass
-        if self._operation.behind.is_set():
-            return
-        async with self._hub.standing_still(self._operation.interest):
-            await self._round(last=True)
-            self._hub.go_live_alone(self._cohort)
+        while not self._operation.behind.is_set():
+            if await self._round() > LITTLE or self._operation.behind.is_set():
+                continue
+            async with self._hub.standing_still(self._operation.interest):
+                if await self._last_round():
+                    if self._operation.state is not None:
+                        self._hub.executor.submit(self._cohort, Live(self._cursor()))
+                    self._hub.go_live_alone(self._cohort)
+                    return
 
-    async def _round(self, *, last: bool = False) -> int:
-        """Queue what the feeds have taken by now; return how many journal rows were read for it."""
+    async def _round(self) -> int:
+        """Queue what the feeds have taken by now; return how many changes that were."""
+        return sum([await self._replay(model) for model in self._models])
+
+    async def _replay(self, model: Model) -> int:
+        database, label = model
+        feed, count = self._hub.feed(database), 0
+        end = feed.position(label)
+        while True:
+            until = asyncio.get_running_loop().time() + TURN
+            async with self._changes(model, feed.replay(label, self._positions[model], end)) as changes:
+                async for change in changes:
+                    count += 1
+                    self._queue(change)
+                    if self._operation.behind.is_set():
+                        return 0
+                    if not await self._keeps_pace(until):
+                        break
+                else:
+                    self._positions[model] = end
+                    return count
+            # Without the connection: it may take as long as the outlet has patience.
+            await self._operation.outlet.room()
+
+    async def _last_round(self) -> bool:
+        """Queue what is left, if it is little, while the feed stands still; return whether it was."""
         count = 0
-        for model in self._operation.interest.models:
+        for model in self._models:
             database, label = model
             feed = self._hub.feed(database)
             end = feed.position(label)
-            async with aclosing(feed.replay(label, self._positions[model], end)) as stretches:
-                async for stretch in stretches:
-                    for row in stretch.rows:
-                        count += 1
-                        self._queue(model, stretch, row)
-                        if not last:
-                            await self._keep_pace()
-                        if self._operation.behind.is_set():
-                            return 0
+            async with self._changes(model, feed.replay(label, self._positions[model], end, still=True)) as changes:
+                async for change in changes:
+                    count += 1
+                    self._queue(change)
+                    if count > LITTLE:
+                        return False
             self._positions[model] = end
-        return count
+        return True
 
-    def _queue(self, model: Model, stretch: Stretch, row: JournalRow) -> None:
+    @asynccontextmanager
+    async def _changes(
+        self, model: Model, replay: AsyncGenerator[Stretch, None]
+    ) -> AsyncIterator[AsyncIterator[Change]]:
+        async with aclosing(replay) as stretches, aclosing(self._advance(model, stretches)) as changes:
+            yield changes
+
+    async def _advance(self, model: Model, stretches: AsyncIterator[Stretch]) -> AsyncGenerator[Change, None]:
+        """Yield each change, when the position is behind it."""
+        async for stretch in stretches:
+            for row in stretch.rows:
+                for change in self._decoded(row)[self._positions[model].begun(row.xid, row.id) :]:
+                    self._positions[model] = stretch.position(row, change.index + 1)
+                    yield change
+                self._positions[model] = stretch.behind(row)
+
+    def _decoded(self, row: JournalRow) -> Sequence[Change]:
         source = registry.get(row.label)
         if source is None:
-            return
+            return []
         try:
-            changes = row.changes(source)
+            return row.changes(source)
         except Exception:
             logger.exception("journal row %d of %s cannot be decoded", row.id, row.label)
-            self._positions[model] = stretch.position(row, 0)
             self._resync("a change could not be decoded")
-            return
-        for change in changes[self._positions[model].begun(row.xid, row.id) :]:
-            self._positions[model] = stretch.position(row, change.index + 1)
-            if self._index.find(change):
-                self._hub.executor.submit(self._cohort, Due(change, self._cursor()))
+            return []
 
-    async def _keep_pace(self) -> None:
+    def _queue(self, change: Change) -> None:
+        if self._index.find(change):
+            self._hub.executor.submit(self._cohort, Due(change, self._cursor()))
+
+    async def _keeps_pace(self, until: float) -> bool:
+        """Wait for executions and for the client; return whether there is time, and room, for more."""
+        if len(self._cohort.pending) < MOST_AHEAD:
+            return True
         await self._hub.executor.room()
-        if len(self._cohort.pending) >= MOST_AHEAD:
-            await self._cohort.settled.wait()
-            await self._operation.outlet.room()
+        await self._cohort.settled.wait()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._operation.outlet.room()
+        except TimeoutError:
+            return False
+        return asyncio.get_running_loop().time() < until
 
     def _resync(self, reason: str) -> None:
-        self._hub.executor.submit(self._cohort, Resync(reason, self._hub.standing(self._operation.interest)))
+        self._hub.executor.submit(self._cohort, Resync(self._hub.standing(self._operation.interest), reason))
 
     def _cursor(self) -> Cursor:
         return Cursor(dict(self._positions), self._since.journals)

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from django.db import connections
 
-from .operations import Cohort, Due, Resync
+from .operations import Cohort, Due, Marker
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -64,7 +64,7 @@ class Executor:
         self._closed = False
         self._used = threading.local()
 
-    def submit(self, cohort: Cohort, due: Due | Resync) -> None:
+    def submit(self, cohort: Cohort, due: Due | Marker) -> None:
         """Queue what is due in a cohort."""
         cohort.queue(due)
         self._count(1)
@@ -149,7 +149,7 @@ class Executor:
                     cohort.settled.set()
             self._start_hops()
 
-    def _execute(self, work: list[tuple[Cohort, list[tuple[int, Due | Resync]]]]) -> list[list[Outcome]]:
+    def _execute(self, work: list[tuple[Cohort, list[tuple[int, Due | Marker]]]]) -> list[list[Outcome]]:
         self._look_after_connections()
         deadline = time.monotonic() + HOP_TIME
         outcomes: list[list[Outcome]] = []
@@ -182,7 +182,7 @@ class Executor:
                     connection.close()
 
 
-def _executed(cohort: Cohort, due: Due | Resync) -> Outcome:
+def _executed(cohort: Cohort, due: Due | Marker) -> Outcome:
     if not cohort.members:
         return None
     try:
@@ -192,7 +192,7 @@ def _executed(cohort: Cohort, due: Due | Resync) -> Outcome:
         return None
 
 
-def _deliver(cohort: Cohort, number: int, due: Due | Resync, payload: str | None) -> None:
+def _deliver(cohort: Cohort, number: int, due: Due | Marker, payload: str | None) -> None:
     try:
         cohort.deliver(number, due, payload)
     except Exception:

@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any, Protocol
 
 import psycopg
@@ -40,6 +40,9 @@ logger = logging.getLogger("pgnotify_gql.hub")
 
 REMIND_INTERVAL = 60.0
 """Seconds after which a silence that lasts is logged again."""
+
+REPLAY_ROWS = 100
+"""Journal rows in memory for an operation that catches up; a row of a bulk write has 100 kB."""
 
 SILENCE = 15.0
 """Seconds without any message of a database after which the layer is no longer trusted: a sleeping listener's
@@ -126,13 +129,17 @@ class Feed:
             if not position.within(intake.position.before):
                 await self._catch_up(intake)
 
-    async def replay(self, label: str, start: Position, end: Position) -> AsyncGenerator[Stretch, None]:
+    async def replay(
+        self, label: str, start: Position, end: Position, *, still: bool = False
+    ) -> AsyncGenerator[Stretch, None]:
         """
-        Yield what `end` includes of a model, and `start` does not.
+        Yield what `end` includes of a model, and `start` does not; whoever has `taking` says that all is `still`.
 
         Raises psycopg.Error, and CursorTooOldError at the end when some of it has left the journal.
         """
-        async with self._replayers.one() as reader, aclosing(reader.missed(start, label)) as batches:
+        # While nothing is taken nothing is healed: with that connection the feed waits for nobody who replays.
+        reading = nullcontext(self._reader) if still else self._replayers.one()
+        async with reading as reader, aclosing(reader.missed(start, label, REPLAY_ROWS)) as batches:
             async for batch in batches:
                 rows = [row for row in batch.rows if end.includes(row.xid, row.id)]
                 if rows:

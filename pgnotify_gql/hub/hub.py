@@ -22,6 +22,7 @@ from .catch_up import catch_up
 from .cursor import Cursor, Journal, Model
 from .executor import Executor
 from .feed import SILENCE, Feed
+from .initial import send_state
 from .operations import Cohort, Due, Interest, Operation, Resync, cohort_key
 from .reader import HubReader
 from .receiver import Layer
@@ -63,7 +64,8 @@ class Hub:
         """
         Feed an operation until cancelled: every change after a cursor, or that commits after it has joined.
 
-        Raises ClientStuckError when its outlet has no room for too long.
+        With a state, and without a cursor, that is sent first, and then every change that it has not.  Raises
+        ClientStuckError when its outlet has no room for too long, and what the state raises.
         """
         await self.join(operation, since)
         try:
@@ -71,22 +73,19 @@ class Hub:
                 await operation.behind.wait()
                 await operation.outlet.room()
                 operation.behind.clear()
-                await catch_up(self, operation)
+                await self._begin(operation)
         finally:
             await asyncio.shield(self.leave(operation))
 
     async def join(self, operation: Operation, since: Cursor | None = None) -> None:
-        """Feed an operation: it is given every change after a cursor, or that commits after this has returned."""
+        """Feed an operation, see `serve`, until it falls behind."""
         joined: list[Model] = []
         try:
             for database, label in operation.interest.models:
                 await self._feeds[database].join(label)
                 joined.append((database, label))
-            if since is None:
-                self.go_live(operation)
-            else:
-                operation.cursor = since
-                await catch_up(self, operation)
+            operation.cursor = since
+            await self._begin(operation)
         except BaseException:
             self.detach(operation)
             await asyncio.shield(self._leave(joined))
@@ -175,7 +174,7 @@ class Hub:
                         await self.executor.room()
                 except Exception:
                     logger.exception("journal row %d of %s cannot be decoded", row.id, row.label)
-                    self._dispatching[model] = stretch.position(row, len(row.rows))
+                    self._dispatching[model] = stretch.behind(row)
                     self.resync(database, row.label, "a change could not be decoded")
         finally:
             self._dispatching.pop(model, None)
@@ -183,7 +182,16 @@ class Hub:
     def resync(self, database: str, label: str, reason: str) -> None:
         """Tell every operation on a model that changes are lost, behind the results of those before."""
         for cohort in self._index.waiting_for(label):
-            self.executor.submit(cohort, Resync(reason, self.standing(cohort.interest)))
+            self.executor.submit(cohort, Resync(self.standing(cohort.interest), reason))
+
+    async def _begin(self, operation: Operation) -> None:
+        if operation.cursor is None and operation.state is not None:
+            self.detach(operation)
+            operation.cursor = await send_state(self, operation, operation.state)
+        if operation.cursor is None:
+            self.go_live(operation)
+        else:
+            await catch_up(self, operation)
 
     def _add(self, cohort: Cohort) -> None:
         for topic in cohort.interest.topics:

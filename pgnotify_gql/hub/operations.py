@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..journal.change import Change
 from .cursor import Cursor
@@ -39,11 +40,13 @@ class Interest:
     """
     What the subscribe resolver of a field returns in place of a stream: topics, and who may share.
 
-    It counts as an asynchronous iterable for graphql-core, but only a hub can serve it.
+    It counts as an asynchronous iterable for graphql-core, but only a hub can serve it.  `initial` returns, for the
+    context that executions have, the values of the current state, if they are to be sent before anything else.
     """
 
     topics: tuple[Topic, ...]
     audience: Audience = Audience.NOBODY
+    initial: Callable[[Any], Iterable[Any]] | None = field(default=None, compare=False)
 
     @cached_property
     def models(self) -> tuple[tuple[str, str], ...]:
@@ -60,6 +63,13 @@ class Event:
 
     change: Change
     skipped: bool = False
+
+
+@dataclass
+class Current:
+    """The root value of an execution for a value of the current state."""
+
+    value: Any
 
 
 class Execution(Protocol):
@@ -88,20 +98,50 @@ class Due:
         return f"{self.change.kind} of {self.change.model_label}"
 
 
-@dataclass(frozen=True)
-class Resync:
-    """Stands among the changes of a cohort where some are lost."""
+State = Callable[[], Iterable[str | Awaitable[str]]]
+"""
+Yields the JSON of an execution result for each value of the current state.  Called in a worker thread; what it yields
+is awaited on the event loop if it can be.
+"""
 
-    reason: str
+
+@dataclass(frozen=True)
+class Marker(ABC):
+    """Stands among the changes of a cohort, and tells its members something."""
+
     cursor: Cursor
 
+    @property
+    @abstractmethod
+    def message(self) -> dict[str, Any]:
+        """What it says."""
+
     def executed(self, execution: Execution) -> str:
-        """Return what is to be sent."""
-        extensions = {"resync": {"reason": self.reason}, "cursor": self.cursor.token}
-        return json.dumps({"data": None, "extensions": extensions})
+        """Return what is to be sent.  A result with extensions alone: clients hand it on, and take no data from it."""
+        return json.dumps({"data": None, "extensions": {**self.message, "cursor": self.cursor.token}})
 
     def __str__(self) -> str:
-        return "a resync"
+        return f"the marker {self.message}"
+
+
+@dataclass(frozen=True)
+class Resync(Marker):
+    """Some changes are lost here."""
+
+    reason: str
+
+    @property
+    def message(self) -> dict[str, Any]:
+        return {"resync": {"reason": self.reason}}
+
+
+@dataclass(frozen=True)
+class Live(Marker):
+    """Whatever commits from here on is sent when it happens."""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        return {"live": True}
 
 
 class Outlet(Protocol):
@@ -119,21 +159,23 @@ class Operation:
     """
     One subscription of one socket.
 
-    `share` tells who may be in the same cohort (None: nobody).  `behind` is set when its outlet had no room for a
-    result; `cursor` then says where to go on, and nothing more is delivered until it has caught up.
+    `share` tells who may be in the same cohort (None: nobody).  With a `state`, that is sent first, and again after a
+    resync.  `behind` is set when it is fed no more, because its outlet had no room for a result: `cursor` then says
+    where to go on (None: from the beginning, which is the state).
     """
 
     interest: Interest
     execution: Execution
     outlet: Outlet
     share: Hashable | None = None
+    state: State | None = None
     cursor: Cursor | None = field(default=None, init=False)
     behind: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     cohort: Cohort | None = field(default=None, init=False)
     joined_at: int = field(default=0, init=False)
 
-    def fall_behind(self, cursor: Cursor) -> None:
-        """Stand still at a cursor."""
+    def fall_behind(self, cursor: Cursor | None) -> None:
+        """Stand still at a cursor, or at the beginning."""
         self.cursor = cursor
         self.behind.set()
 
@@ -151,7 +193,7 @@ class Cohort:
     execution: Execution
     cursor: Cursor
     members: dict[Operation, None] = field(default_factory=dict)
-    pending: deque[tuple[int, Due | Resync]] = field(default_factory=deque)
+    pending: deque[tuple[int, Due | Marker]] = field(default_factory=deque)
     number: int = 0
     scheduled: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -165,28 +207,33 @@ class Cohort:
         operation.cohort = self
         self.members[operation] = None
 
-    def queue(self, due: Due | Resync) -> None:
+    def queue(self, due: Due | Marker) -> None:
         """Queue what is due, behind what was before it."""
         self.number += 1
         self.pending.append((self.number, due))
         self.settled.clear()
 
-    def take(self, most: int) -> list[tuple[int, Due | Resync]]:
+    def take(self, most: int) -> list[tuple[int, Due | Marker]]:
         """Take what is next to be executed."""
         return [self.pending.popleft() for _ in range(min(most, len(self.pending)))]
 
-    def put_back(self, due: Sequence[tuple[int, Due | Resync]]) -> None:
+    def put_back(self, due: Sequence[tuple[int, Due | Marker]]) -> None:
         """Put back what was taken and not executed, to where it was."""
         self.pending.extendleft(reversed(due))
 
-    def deliver(self, number: int, due: Due | Resync, payload: str | None) -> None:
+    def deliver(self, number: int, due: Due | Marker, payload: str | None) -> None:
         """Send a result, if there is one, to every member that had joined before its change."""
         if payload is not None:
-            for operation in list(self.members):
-                if operation.joined_at < number and not operation.outlet.offer(payload):
-                    del self.members[operation]
-                    operation.fall_behind(self.cursor)
+            for operation in [member for member in self.members if member.joined_at < number]:
+                if not operation.outlet.offer(payload):
+                    self._let_go(operation, self.cursor)
+                elif operation.state is not None and isinstance(due, Resync):
+                    self._let_go(operation, None)
         self.cursor = due.cursor
+
+    def _let_go(self, operation: Operation, cursor: Cursor | None) -> None:
+        del self.members[operation]
+        operation.fall_behind(cursor)
 
 
 def cohort_key(operation: Operation) -> Hashable:

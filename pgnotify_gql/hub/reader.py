@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from ..errors import one_line
 from ..journal.position import Position
-from ..journal.reader import Batch, Connection, is_captured, read_missed
+from ..journal.reader import BATCH_ROWS, Batch, Connection, is_captured, read_missed
 from ..journal.state import Joined, join
 
 logger = logging.getLogger("pgnotify_gql.hub")
@@ -50,15 +50,15 @@ class HubReader:
         """Return whether the database has triggers for a model; waits for the database."""
         return await self._answer(partial(is_captured, label=label))
 
-    async def missed(self, position: Position, label: str) -> AsyncGenerator[Batch, None]:
+    async def missed(self, position: Position, label: str, batch_rows: int = BATCH_ROWS) -> AsyncGenerator[Batch, None]:
         """
-        Yield what a model has after a position.
+        Yield what a model has after a position, so many journal rows at a time.
 
         Raises psycopg.Error when the database is lost meanwhile, and CursorTooOldError.
         """
         connection = await self._healing.opened()
         try:
-            async with aclosing(read_missed(connection, position, label)) as batches:
+            async with aclosing(read_missed(connection, position, label, batch_rows)) as batches:
                 async for batch in batches:
                     yield batch
         except psycopg.Error:

@@ -42,10 +42,14 @@ class Stretch:
         """Return where one stands who has taken so many changes of a row."""
         return self._before(row.id, taken)
 
+    def behind(self, row: JournalRow) -> Position:
+        """Return where one stands who has taken all of a row."""
+        return self._before(row.id + 1, 0)
+
     @property
     def end(self) -> Position:
         """Return where one stands who has taken all of it."""
-        return self._before(self.rows[-1].id + 1, 0) if self.rows else self.start
+        return self.behind(self.rows[-1]) if self.rows else self.start
 
     def _before(self, row_id: int, taken: int) -> Position:
         position = self.start

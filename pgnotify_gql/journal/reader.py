@@ -116,13 +116,15 @@ async def read_new(
             yield batch
 
 
-async def read_missed(connection: Connection, position: Position, label: str) -> AsyncGenerator[Batch, None]:
+async def read_missed(
+    connection: Connection, position: Position, label: str, batch_rows: int = BATCH_ROWS
+) -> AsyncGenerator[Batch, None]:
     """
     Yield what one model has after a position, as read_new does.
 
     Raises CursorTooOldError, at the end, when the journal no longer holds everything after the position.
     """
-    async with aclosing(read_new(connection, position.before, label=label)) as batches:
+    async with aclosing(read_new(connection, position.before, label=label, batch_rows=batch_rows)) as batches:
         async for batch in batches:
             missed = [row for row in batch.rows if not position.includes(row.xid, row.id)]
             if missed or batch.last:

@@ -16,9 +16,10 @@ in a clean restart.  While the era is the same, what was seen is still there.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from ..errors import PgnotifyGqlError
 from .reader import Connection
@@ -55,6 +56,12 @@ ERA: LiteralString = """
         returning era, began
     )
     select era::text, began::text from begun union all select era::text, began::text from pgnotify_gql.journal_era
+"""
+
+
+JOIN: LiteralString = """
+    select pg_current_snapshot()::text, epoch, clock_timestamp(), coalesce(era::text, ''), began::text, journal_id::text
+    from pgnotify_gql.journal_state left join pgnotify_gql.journal_era on true
 """
 
 
@@ -111,17 +118,19 @@ class Joined:
     began: Snapshot = field(default=Snapshot(0, 0))
     journal: str = ""
 
+    @classmethod
+    def of(cls, columns: Sequence[Any]) -> Joined:
+        """Return what JOIN has found."""
+        cursor, epoch, at, era, began, journal = columns
+        return cls(Snapshot.parse(cursor), epoch, at, era, Snapshot.parse(began or "0:0:"), journal)
+
 
 async def join(connection: Connection) -> Joined:
     """Return where a reader begins that wants what commits from now on."""
-    result = await connection.execute(
-        "select pg_current_snapshot()::text, epoch, clock_timestamp(), coalesce(era::text, ''), began::text, "
-        "journal_id::text from pgnotify_gql.journal_state left join pgnotify_gql.journal_era on true"
-    )
+    result = await connection.execute(JOIN)
     found = await result.fetchone()
     assert found is not None, "the migration inserts the row"
-    cursor, epoch, at, era, began, journal = found
-    return Joined(Snapshot.parse(cursor), epoch, at, era, Snapshot.parse(began or "0:0:"), journal)
+    return Joined.of(found)
 
 
 async def begin_epoch(connection: Connection) -> tuple[int, Snapshot]:

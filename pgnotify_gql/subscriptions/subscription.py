@@ -8,24 +8,30 @@ on what ``next`` returns.  Both run as the subscriber, in a worker thread unless
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import graphene
+from django.db.models import QuerySet
 from graphene.types.base import BaseOptions
 from graphene.utils.props import props
 from graphene.utils.subclass_with_meta import SubclassWithMeta
 from graphql import GraphQLResolveInfo
 
 from ..errors import ConfigurationError
-from ..hub import Audience, Event, Interest, Topic, current_hub
+from ..hub import Audience, Current, Event, Interest, Topic, current_hub
 from .fields import SubscriptionField
+
+STATE_ROWS = 1_000
+"""Rows of a query set in memory while it is sent as a state."""
 
 
 class SubscriptionOptions(BaseOptions):  # type: ignore[misc]  # graphene is untyped
     """What ``class Meta`` and ``class Arguments`` said."""
 
     output: Any = None
+    initial: bool = False
     arguments: dict[str, Any]
 
 
@@ -54,23 +60,30 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
             messages = MessagesSubscription.Field()
 
     `audience` says who may share an execution: by default nobody, every subscriber's is its own.
+
+    With ``initial = True`` in class Meta, ``state`` is asked first: subscribers are sent the current state, then every
+    change that is not in it.
     """
 
     audience: Audience = Audience.NOBODY
     _meta: SubscriptionOptions
 
     @classmethod
-    def __init_subclass_with_meta__(cls, output: Any = None, description: str | None = None, **options: Any) -> None:
+    def __init_subclass_with_meta__(
+        cls, output: Any = None, description: str | None = None, *, initial: bool = False, **options: Any
+    ) -> None:
         if output is None:
             raise ConfigurationError(f"{cls.__name__} needs a class Meta with `output = SomeType`")
         for name in ("subscribe", "next"):
             if getattr(cls, name) is None:
                 raise ConfigurationError(f"{cls.__name__} needs a classmethod {name}()")
+        cls._check_state(initial)
         meta = SubscriptionOptions(cls)
         meta.name = options.pop("name", None) or cls.__name__
         # The class' own docstring only: that of Subscription describes no field.
         meta.description = description or (inspect.cleandoc(cls.__doc__) if cls.__doc__ else None)
         meta.output = output
+        meta.initial = initial
         arguments = getattr(cls, "Arguments", None)
         meta.arguments = props(arguments) if arguments else {}
         cls._meta = meta
@@ -84,6 +97,13 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
     next: Any = None
     """``next(cls, change, info, **arguments)`` returns the value for this change, or None for nothing to send."""
 
+    state: Any = None
+    """
+    ``state(cls, info, **arguments)`` returns the values of the current state, each as ``next`` would return it.
+
+    An iterable; a query set is read in parts.  It runs in a read-only transaction of its own.
+    """
+
     @classmethod
     def Field(cls, **options: Any) -> graphene.Field:  # noqa: N802  (graphene's word)
         """Return the field to mount on the subscription type; takes graphene.Field's options."""
@@ -95,13 +115,30 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
         topics = await current_hub().executor.call(cls.subscribe, info, **arguments)
         if isinstance(topics, Topic) or not isinstance(topics, Sequence):
             topics = [topics]
-        return Interest(tuple(dict.fromkeys(map(Topic.of, topics))), Audience(cls.audience))
+        initial = partial(cls._current, info, arguments) if cls._meta.initial else None
+        return Interest(tuple(dict.fromkeys(map(Topic.of, topics))), Audience(cls.audience), initial)
 
     @classmethod
-    def resolve_event(cls, event: Event, info: GraphQLResolveInfo, **arguments: Any) -> Any:
-        """Return the value of the field for a change; graphql-core's resolver."""
+    def resolve_event(cls, event: Event | Current, info: GraphQLResolveInfo, **arguments: Any) -> Any:
+        """Return the value of the field for a change, or one of the current state; graphql-core's resolver."""
+        if isinstance(event, Current):
+            return event.value
         value = cls.next(event.change, info, **arguments)
         return _awaited(event, value) if inspect.isawaitable(value) else _noted(event, value)
+
+    @classmethod
+    def _current(cls, info: GraphQLResolveInfo, arguments: Mapping[str, Any], context: Any) -> Iterable[Any]:
+        values = cls.state(info._replace(context=context), **arguments)
+        return values.iterator(chunk_size=STATE_ROWS) if isinstance(values, QuerySet) else values
+
+    @classmethod
+    def _check_state(cls, initial: bool) -> None:
+        if initial and cls.state is None:
+            raise ConfigurationError(f"{cls.__name__} has `initial = True` and needs a classmethod state()")
+        if not initial and cls.state is not None:
+            raise ConfigurationError(f"{cls.__name__}.state() is not asked without `initial = True` in class Meta")
+        if inspect.iscoroutinefunction(cls.state) or inspect.isasyncgenfunction(cls.state):
+            raise ConfigurationError(f"{cls.__name__}.state() must be a plain method: it runs in a transaction")
 
 
 async def _awaited(event: Event, value: Any) -> Any:

@@ -10,10 +10,22 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Hashable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from django.db import InterfaceError, OperationalError
 from graphql import (
     DocumentNode,
     ExecutionResult,
@@ -26,7 +38,7 @@ from graphql import (
 )
 
 from ..errors import CursorError, PgnotifyGqlError
-from ..hub import Audience, Event, Interest, Operation
+from ..hub import Audience, Current, Event, Interest, Operation
 from ..hub.cursor import Cursor
 from ..hub.hub import Hub
 from ..journal.change import Change
@@ -36,6 +48,12 @@ from .frames import Request, shown
 from .protocol import RequestError, Results
 
 logger = logging.getLogger("pgnotify_gql.transport")
+
+
+NOTHING: Mapping[str, Any] = {}
+
+INITIAL: Mapping[str, Any] = {"initial": True}
+"""The extensions of a result that is part of the initial state."""
 
 
 class GraphqlEngine:
@@ -77,7 +95,9 @@ class GraphqlEngine:
         since = _since(request)
         execution.share(interest.audience)
         # Until cancelled: an operation of the hub has no end of its own.
-        await self._hub.serve(Operation(interest, execution, results, execution.share_key(interest.audience)), since)
+        share = execution.share_key(interest.audience)
+        state = None if interest.initial is None else partial(execution.state, interest.initial)
+        await self._hub.serve(Operation(interest, execution, results, share, state), since)
 
 
 @dataclass
@@ -94,7 +114,21 @@ class _Execution:
         result = self._execute(event)
         if inspect.isawaitable(result):
             return self._later(event, result, cursor)
-        return None if event.skipped else _encode(result, cursor)
+        return None if event.skipped else _encode(result, {"cursor": cursor.token})
+
+    def state(self, values: Callable[[Any], Iterable[Any]]) -> Iterator[str | Awaitable[str]]:
+        """Yield the result for each value of the current state, see ``hub.operations.State``.  Raises RequestError."""
+        try:
+            for value in values(self.context.copy()):
+                if value is not None:
+                    result = self._execute(Current(value))
+                    yield _encoded_later(result, INITIAL) if inspect.isawaitable(result) else _encode(result, INITIAL)
+        except (OperationalError, InterfaceError):
+            raise  # tried again
+        except GraphQLError as error:
+            raise _request_error([error]) from error
+        except Exception as error:
+            raise _request_error([GraphQLError(str(error), original_error=error)]) from error
 
     def result(self, root: Any) -> str | Awaitable[str]:
         """Return the JSON of the result for a root value, or an awaitable of it."""
@@ -137,7 +171,7 @@ class _Execution:
 
     async def _later(self, event: Event, result: Awaitable[ExecutionResult], cursor: Cursor) -> str | None:
         awaited = await result
-        return None if event.skipped else _encode(awaited, cursor)
+        return None if event.skipped else _encode(awaited, {"cursor": cursor.token})
 
     def _execute(self, root: Any) -> ExecutionResult | Awaitable[ExecutionResult]:
         return execute(
@@ -155,18 +189,18 @@ def _shares(audience: Audience, context: OperationRequest) -> bool:
     return audience is Audience.EVERYBODY or (audience is Audience.USER and context.user.is_authenticated)
 
 
-def _encode(result: ExecutionResult, cursor: Cursor | None = None) -> str:
+def _encode(result: ExecutionResult, extensions: Mapping[str, Any] = NOTHING) -> str:
     _log(result.errors or ())
     formatted: dict[str, Any] = dict(result.formatted)
-    if cursor is not None:
-        formatted["extensions"] = {**(result.extensions or {}), "cursor": cursor.token}
+    if extensions:
+        formatted["extensions"] = {**(result.extensions or {}), **extensions}
     try:
         return json.dumps(formatted, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         # What a scalar of the application serialized to.
         logger.exception("a result cannot be sent as JSON")
         unsent: dict[str, Any] = {"data": None, "errors": [{"message": "the result cannot be sent as JSON"}]}
-        return json.dumps(unsent | ({"extensions": {"cursor": cursor.token}} if cursor else {}))
+        return json.dumps(unsent | ({"extensions": extensions} if extensions else {}))
 
 
 def _since(request: Request) -> Cursor | None:
@@ -180,8 +214,8 @@ def _since(request: Request) -> Cursor | None:
         raise RequestError([{"message": str(error), "extensions": {"code": "INVALID_CURSOR"}}]) from error
 
 
-async def _encoded_later(result: Awaitable[ExecutionResult]) -> str:
-    return _encode(await result)
+async def _encoded_later(result: Awaitable[ExecutionResult], extensions: Mapping[str, Any] = NOTHING) -> str:
+    return _encode(await result, extensions)
 
 
 async def _settled(outcome: str | Awaitable[str]) -> str:

@@ -1,0 +1,156 @@
+"""
+The initial state: what a subscriber is sent before the live stream.
+
+It is read in a transaction of its own, read only and REPEATABLE READ, in each database of the operation's topics, and
+with it the cursor of its snapshot.  From there the operation catches up from the journal: so nothing that happens
+between the state and the stream is missed, and nothing is sent twice.
+
+The transaction lasts as long as the state is executed, and not until the client has read it.  What is executed waits
+in a file, beyond a size, and leaves it as fast as the client reads.  A database that is lost is tried again, for a
+while; nothing has been sent by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING, Any
+
+from django.db import InterfaceError, OperationalError, connections, router, transaction
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from ..capture.registry import registry
+from ..errors import ConfigurationError
+from ..journal.position import Position
+from ..journal.state import JOIN, Joined
+from .cursor import Cursor, Journal
+from .operations import Interest, Operation, State
+from .reader import RETRY_FIRST, RETRY_MAX
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+logger = logging.getLogger("pgnotify_gql.hub")
+
+MOST_IN_MEMORY = 1_000_000
+"""Bytes of a state that wait for the client in memory; what is longer waits in a file."""
+
+RETRY_TIME = 60.0
+"""Seconds after which a database that fails is the subscriber's error."""
+
+AWAIT_TIMEOUT = 60.0
+"""Seconds that a thread waits for an asynchronous resolver."""
+
+ISOLATION = "set transaction isolation level repeatable read, read only"
+
+
+async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
+    """
+    Send the current state to an operation's outlet; return the cursor of what it shows.
+
+    Raises ClientStuckError, ConfigurationError, and what the state raises.
+    """
+    outlet = operation.outlet
+    with SpooledTemporaryFile(MOST_IN_MEMORY) as spool:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((OperationalError, InterfaceError)),
+            wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
+            stop=stop_after_delay(RETRY_TIME),
+            before_sleep=lambda attempt: logger.warning("an initial state waits for the database"),
+            reraise=True,
+        )
+        cursor: Cursor = await retrying(_Reading(state, operation.interest, spool).run, hub)
+        spool.seek(0)
+        for line in spool:
+            payload = line.decode()
+            while not outlet.offer(payload):
+                await outlet.room()
+    return cursor
+
+
+@dataclass
+class _Reading:
+    """Reads a state into a file of lines, in a worker thread."""
+
+    state: State
+    interest: Interest
+    lines: IO[bytes]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+    async def run(self, hub: Hub) -> Cursor:
+        reading = asyncio.ensure_future(hub.executor.run(self._read))
+        try:
+            # Shielded, and waited for: a thread cannot be stopped, and the file is its own as long as it runs.
+            return await asyncio.shield(reading)
+        finally:
+            self.given_up.set()
+            await asyncio.wait({reading})
+
+    def _read(self) -> Cursor:
+        self.given_up.clear()
+        self.lines.seek(0)
+        self.lines.truncate()
+        databases = {database for database, _ in self.interest.models}
+        with _snapshots(databases) as joined, _replicas_refused(self.interest):
+            for outcome in self.state():
+                if self.given_up.is_set():
+                    break
+                self.lines.write(self._settled(outcome).encode() + b"\n")
+        journals = {database: Journal(found.journal, found.era, found.began) for database, found in joined.items()}
+        return Cursor({model: Position(joined[model[0]].cursor) for model in self.interest.models}, journals)
+
+    def _settled(self, outcome: str | Awaitable[str]) -> str:
+        if not inspect.isawaitable(outcome):
+            return outcome
+
+        async def awaited() -> str:
+            return await outcome
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(AWAIT_TIMEOUT)
+
+
+@contextmanager
+def _snapshots(databases: set[str]) -> Iterator[dict[str, Joined]]:
+    """Read each database as it is now, and yield where that is."""
+    with ExitStack() as held:
+        joined = {}
+        for database in sorted(databases):
+            held.enter_context(transaction.atomic(using=database, durable=True))
+            cursor = held.enter_context(connections[database].cursor())
+            cursor.execute(ISOLATION)
+            cursor.execute(JOIN)
+            joined[database] = Joined.of(cursor.fetchone())
+        yield joined
+
+
+@contextmanager
+def _replicas_refused(interest: Interest) -> Iterator[None]:
+    """Fail what is asked of a database that a router reads a topic's model from, if it is not the one followed."""
+    elsewhere = {}
+    for database, label in interest.models:
+        watch = registry.get(label)
+        if watch is not None and (alias := router.db_for_read(watch.model)) != database:
+            elsewhere[alias] = database, label
+
+    def refuse(alias: str) -> Callable[..., Any]:
+        def wrapper(*query: Any) -> Any:
+            database, label = elsewhere[alias]
+            raise ConfigurationError(
+                f"the initial state was read from database '{alias}', but changes of {label} are captured in "
+                f"'{database}', and what the one lags behind the other would be missed: "
+                f"read it with .using('{database}')"
+            )
+
+        return wrapper
+
+    with ExitStack() as held:
+        for alias in elsewhere:
+            held.enter_context(connections[alias].execute_wrapper(refuse(alias)))
+        yield
