@@ -105,7 +105,10 @@ CHANNEL_LAYERS = {"default": channel_layer(REDIS_URL, os.environ.get("REDIS_LAYE
 
 # An inline listener feeds the sockets of its own process. With Redis there are many processes, and
 # one `manage.py run_listener` beside them.
-PGNOTIFY_GQL = {"INLINE_LISTENER": flag("PGNOTIFY_INLINE", default=not REDIS_URL)}
+PGNOTIFY_GQL = {
+    "INLINE_LISTENER": flag("PGNOTIFY_INLINE", default=not REDIS_URL),
+    "DRAIN_WINDOW": float(os.environ.get("DRAIN_WINDOW") or 1),
+}
 
 GRAPHENE = {"SCHEMA": "example.schema.schema", "SUBSCRIPTION_PATH": "/graphql/"}
 

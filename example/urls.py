@@ -9,11 +9,13 @@ from graphene_django.views import GraphQLView
 from graphene_django_graphiql_static.views import GraphiQLOfflineView  # type: ignore[import-untyped]
 
 from example.conversations.views import SampleLoginView, chat
+from pgnotify_gql.transport import readiness
 
 urlpatterns = [
     path("", chat, name="chat"),
     path("login/", SampleLoginView.as_view(), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
+    path("readyz/", readiness, name="readiness"),
     path("graphql/", GraphQLView.as_view(), name="graphql"),
     # Behind the login: an anonymous subscriber is sent nothing, and GraphiQL would not tell why.
     path("graphiql/", login_required(GraphiQLOfflineView.as_view(graphiql=True)), name="graphiql"),

@@ -73,6 +73,9 @@ class Settings:
     SLOW_CLIENT_TIMEOUT: float = 60.0
     """How long a client may leave what waits for it unread before its socket is closed; it may come back."""
 
+    DRAIN_WINDOW: float = 5.0
+    """Over how long the sockets of a server process are closed when it is stopped with SIGTERM."""
+
     MAX_MESSAGE_BYTES: int = 1_000_000
     """The largest message a client may send."""
 

@@ -11,5 +11,6 @@ On failure of one operation the others of the socket go on; on failure of the so
 """
 
 from .consumer import GraphqlSubscriptionConsumer
+from .views import readiness
 
-__all__ = ["GraphqlSubscriptionConsumer"]
+__all__ = ["GraphqlSubscriptionConsumer", "readiness"]

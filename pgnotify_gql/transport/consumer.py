@@ -28,6 +28,7 @@ from ..hub.outbox import Outbox
 from .close_codes import PRIVATE_CODES, CloseCode, reason
 from .context import OperationRequest
 from .documents import Documents
+from .draining import Visit, visits
 from .engine import GraphqlEngine
 from .graphql_transport_ws import GraphqlTransportWs
 from .graphql_ws import GraphqlWs
@@ -96,14 +97,15 @@ class GraphqlSubscriptionConsumer:
             return
         async with AsyncExitStack() as held:
             try:
+                visit = held.enter_context(visits().begun())
                 hub = await held.enter_async_context(open_hub())
             except ConfigurationError as error:
                 logger.error("sockets cannot be served: %s", error)
                 await _close(send, CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
             else:
-                await self._serve(protocol, hub, receive, send)
+                await self._serve(protocol, hub, visit, receive, send)
 
-    async def _serve(self, protocol: type[Connection], hub: Hub, receive: Receive, send: Send) -> None:
+    async def _serve(self, protocol: type[Connection], hub: Hub, visit: Visit, receive: Receive, send: Send) -> None:
         settings = get_settings()
 
         def overflowed() -> None:
@@ -117,6 +119,7 @@ class GraphqlSubscriptionConsumer:
         writer = asyncio.create_task(socket.run(), name="pgnotify_gql writer")
         try:
             connection.opened()
+            visit.attach(connection)
             while (event := await receive())["type"] == "websocket.receive":
                 _pass_on(event, connection, settings.MAX_MESSAGE_BYTES)
         finally:

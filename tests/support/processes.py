@@ -231,16 +231,19 @@ def project_environment(
     return variables | (environment or {})
 
 
-def daphne(environment: dict[str, str]) -> ProjectServer:
+APPLICATION = "example.asgi:application"
+
+
+def daphne(environment: dict[str, str], application: str = APPLICATION) -> ProjectServer:
     port = free_port()
-    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), "example.asgi:application"]
+    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), application]
     return ProjectServer(command, port=port, environment=environment)
 
 
-def uvicorn(environment: dict[str, str]) -> ProjectServer:
+def uvicorn(environment: dict[str, str], application: str = APPLICATION) -> ProjectServer:
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port)]
-    return ProjectServer([*command, "example.asgi:application"], port=port, environment=environment)
+    return ProjectServer([*command, application], port=port, environment=environment)
 
 
 def listener(environment: dict[str, str], *arguments: str, banner: str) -> Process:
