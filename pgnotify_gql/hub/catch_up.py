@@ -53,7 +53,7 @@ TURN = 10.0
 """Seconds for which a connection serves one operation: others may wait, and its transaction keeps vacuum from its work.
 No shorter, because the database may have to sort all that is left when the operation goes on."""
 
-FOREIGN = "the cursor is of another subscription, or of a journal that is no longer there"
+FOREIGN = "the cursor is of another subscription, or of a journal, or a part of it, that is no longer there"
 
 
 async def catch_up(hub: Hub, operation: Operation) -> None:
@@ -73,7 +73,7 @@ class _CatchUp:
         self._hub = hub
         self._operation = operation
         hub.detach(operation)
-        self._since = operation.cursor
+        self._journals = operation.cursor.journals
         self._models = operation.interest.models
         self._positions = dict(operation.cursor.positions)
         self._cohort = hub.cohort_of(operation, operation.cursor)
@@ -84,7 +84,6 @@ class _CatchUp:
 
     async def run(self) -> None:
         try:
-            self._require_fitting()
             await self._retrying(self._rounds)
         except CursorTooOldError as error:
             self._resync(str(error))
@@ -96,19 +95,19 @@ class _CatchUp:
         if not self._operation.behind.is_set():
             self._hub.go_live_with_others(self._operation)
 
-    def _require_fitting(self) -> None:
-        interest = self._operation.interest
-        if not self._since.fits(interest.models, self._hub.journals(interest)):
-            raise CursorTooOldError(FOREIGN)
-
     async def _rounds(self) -> None:
         # Another process may have been further than this one, which would bring again what it has not taken yet.
-        for model in self._models:
-            await self._hub.feed(model[0]).reach(model[1], self._positions[model])
+        if self._positions.keys() == set(self._models):
+            for database in {database for database, _ in self._models}:
+                await self._hub.feed(database).know(self._journals[database])
+        self._require_fitting()
+        for database, label in self._models:
+            await self._hub.feed(database).reach(label, self._positions[database, label])
         while not self._operation.behind.is_set():
             if await self._round() > LITTLE or self._operation.behind.is_set():
                 continue
             async with self._hub.standing_still(self._operation.interest):
+                self._require_fitting()
                 if await self._last_round():
                     if self._operation.state is not None:
                         self._hub.executor.submit(self._cohort, Live(self._cursor()))
@@ -117,12 +116,13 @@ class _CatchUp:
 
     async def _round(self) -> int:
         """Queue what the feeds have taken by now; return how many changes that were."""
+        self._require_fitting()
         return sum([await self._replay(model) for model in self._models])
 
     async def _replay(self, model: Model) -> int:
         database, label = model
         feed, count = self._hub.feed(database), 0
-        end = feed.position(label)
+        end = await feed.standing(label)
         while True:
             until = asyncio.get_running_loop().time() + TURN
             async with self._changes(model, feed.replay(label, self._positions[model], end)) as changes:
@@ -182,6 +182,14 @@ class _CatchUp:
             self._resync("a change could not be decoded")
             return []
 
+    def _require_fitting(self) -> None:
+        """Raise CursorTooOldError where the feeds are in journals, or eras of them, that do not know the positions."""
+        interest = self._operation.interest
+        journals = self._hub.journals(interest)
+        if not self._cursor().fits(interest.models, journals):
+            raise CursorTooOldError(FOREIGN)
+        self._journals = journals
+
     def _queue(self, change: Change) -> None:
         if self._index.find(change):
             self._hub.executor.submit(self._cohort, Due(change, self._cursor()))
@@ -203,7 +211,7 @@ class _CatchUp:
         self._hub.executor.submit(self._cohort, Resync(self._hub.standing(self._operation.interest), reason))
 
     def _cursor(self) -> Cursor:
-        return Cursor(dict(self._positions), self._since.journals)
+        return Cursor(dict(self._positions), self._journals)
 
     async def _retrying(self, step: Callable[[], Awaitable[None]]) -> None:
         """Wait for a database that is lost, and go on from where it was."""

@@ -18,6 +18,7 @@ from django.core import signing
 from ..errors import CursorError
 from ..journal.position import Position
 from ..journal.snapshot import Snapshot
+from ..journal.state import Joined
 
 SALT = "pgnotify_gql.cursor"
 
@@ -37,6 +38,11 @@ class Journal:
     id: str
     era: str = ""
     began: Snapshot = field(default=Snapshot(0, 0), compare=False)
+
+    @classmethod
+    def of(cls, joined: Joined) -> Journal:
+        """Return the journal that a reader has joined."""
+        return cls(joined.journal, joined.era, joined.began)
 
     def bears(self, position: Position, journal: Journal) -> bool:
         """Return whether a position in a journal as it was is one in this, as it is now."""

@@ -29,6 +29,7 @@ from .. import names
 from ..errors import CursorTooOldError
 from ..journal.position import Position
 from ..journal.snapshot import Snapshot
+from ..journal.state import Era, Joined
 from ..relay.messages import CHANGES, HEARTBEAT, ChangesMessage, HeartbeatMessage
 from .cursor import Journal
 from .intake import Intake
@@ -76,6 +77,7 @@ class Feed:
         self.taking = asyncio.Lock()
         """Held while changes are taken and dispatched: whoever has it finds every intake where it stands."""
         self.journal = Journal("")
+        self._epoch = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -122,12 +124,24 @@ class Feed:
         """Return up to where a model that was joined has been taken."""
         return self._intakes[label].position
 
+    async def standing(self, label: str) -> Position:
+        """Return what `position` does, at a moment at which nothing is being healed."""
+        async with self.taking:
+            return self.position(label)
+
     async def reach(self, label: str, position: Position) -> None:
         """Take what is in the journal, if less than a position has been taken of a model."""
         async with self.taking:
             intake = self._intakes[label]
             if not position.within(intake.position.before):
                 await self._catch_up(intake)
+
+    async def know(self, journal: Journal) -> None:
+        """Ask the database in which era it is, if this is not what somebody else knows."""
+        if journal != self.journal:
+            joined = await self._reader.current()
+            async with self.taking:
+                await self._meet(joined.epoch, Journal.of(joined))
 
     async def replay(
         self, label: str, start: Position, end: Position, *, still: bool = False
@@ -157,8 +171,7 @@ class Feed:
             try:
                 await self._receiver.join(names.model_group(label))
                 joined = await self._reader.current()
-                self.journal = Journal(joined.journal, joined.era, joined.began)
-                await self._begin(Intake(label, joined))
+                await self._begin(Intake(label, joined), joined)
             finally:
                 del self._early[label]
             if not await self._reader.is_captured(label):
@@ -170,8 +183,12 @@ class Feed:
                     self.database,
                 )
 
-    async def _begin(self, intake: Intake) -> None:
+    async def _begin(self, intake: Intake, joined: Joined) -> None:
         async with self.taking:
+            await self._meet(joined.epoch, Journal.of(joined))
+            # A message of a later leader may have come since.
+            if self._epoch > joined.epoch and intake.meet(self._epoch, Era(self.journal.era, self.journal.began)):
+                await self._catch_up(intake)
             self._intakes[intake.label] = intake
             if early := self._early[intake.label]:
                 await self._heal(intake, *early)
@@ -192,6 +209,11 @@ class Feed:
             self._refuse(message)
             return
         async with self.taking:
+            if message["epoch"] < self._epoch:
+                return  # of a leader that has been replaced
+            if message["epoch"] > self._epoch or message["era"] != self.journal.era:
+                journal = Journal(self.journal.id, message["era"], Snapshot.parse(message["began"]))
+                await self._meet(message["epoch"], journal)
             if message["type"] == CHANGES:
                 await self._take(message)  # type: ignore[arg-type]  # the relay's own message, by its type
             elif message["type"] == HEARTBEAT:
@@ -218,26 +240,25 @@ class Feed:
                 # Came between joining the group and having the cursor: remembered, and then read from the journal.
                 self._early[message["label"]] = message["epoch"], message["seq"]
             return
-        if intake.is_stale(message["epoch"]):
-            return
-        self._meet(intake, message)
         if not intake.follows(message):
             await self._heal(intake, message["epoch"], message["seq"])
         await self._dispatcher.dispatch(self.database, intake.take(message))
 
     async def _note(self, heartbeat: HeartbeatMessage) -> None:
         for intake in list(self._intakes.values()):
-            if intake.is_stale(heartbeat["epoch"]):
-                continue
-            self._meet(intake, heartbeat)
             if not intake.agrees(heartbeat):
                 await self._heal(intake, heartbeat["epoch"], heartbeat["seqs"].get(intake.label, 0))
             intake.note(heartbeat)
 
-    def _meet(self, intake: Intake, message: ChangesMessage | HeartbeatMessage) -> None:
-        intake.meet(message)
-        if message["era"] != self.journal.era:
-            self.journal = Journal(self.journal.id, message["era"], Snapshot.parse(message["began"]))
+    async def _meet(self, epoch: int, journal: Journal) -> None:
+        """Begin a new epoch with all models; where an era has begun with it, what it has brought is read first."""
+        # Without an era the database has forgotten the last one, and no leader has begun another yet.
+        if epoch < self._epoch or (self.journal.era and not journal.era):
+            return
+        self._epoch, self.journal = epoch, journal
+        era = Era(journal.era, journal.began)
+        for intake in [intake for intake in self._intakes.values() if intake.meet(epoch, era)]:
+            await self._catch_up(intake)
 
     async def _heal(self, intake: Intake, epoch: int, seq: int) -> None:
         """Read what is missing up to this message from the journal, and count from it on."""

@@ -31,6 +31,9 @@ from .topics import TopicIndex
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
+ANEW = 0.5
+"""Seconds before a state is sent again, so that it costs little whatever keeps making it necessary."""
+
 
 class Hub:
     """Feeds the operations of one process; used on one event loop only."""
@@ -73,6 +76,8 @@ class Hub:
                 await operation.behind.wait()
                 await operation.outlet.room()
                 operation.behind.clear()
+                if operation.cursor is None:
+                    await asyncio.sleep(ANEW)
                 await self._begin(operation)
         finally:
             await asyncio.shield(self.leave(operation))

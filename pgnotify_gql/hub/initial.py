@@ -26,7 +26,7 @@ from django.db import InterfaceError, OperationalError, connections, router, tra
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from ..capture.registry import registry
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, PgnotifyGqlError
 from ..journal.position import Position
 from ..journal.state import JOIN, Joined
 from .cursor import Cursor, Journal
@@ -50,6 +50,10 @@ AWAIT_TIMEOUT = 60.0
 ISOLATION = "set transaction isolation level repeatable read, read only"
 
 
+class _NotLedError(PgnotifyGqlError):
+    """The database has forgotten its last changes, and no listener leads yet, which would begin a new era."""
+
+
 async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
     """
     Send the current state to an operation's outlet; return the cursor of what it shows.
@@ -59,7 +63,7 @@ async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
     outlet = operation.outlet
     with SpooledTemporaryFile(MOST_IN_MEMORY) as spool:
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type((OperationalError, InterfaceError)),
+            retry=retry_if_exception_type((OperationalError, InterfaceError, _NotLedError)),
             wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
             stop=stop_after_delay(RETRY_TIME),
             before_sleep=lambda attempt: logger.warning("an initial state waits for the database"),
@@ -85,6 +89,13 @@ class _Reading:
     given_up: threading.Event = field(default_factory=threading.Event)
 
     async def run(self, hub: Hub) -> Cursor:
+        known = hub.journals(self.interest)
+        cursor = await self._executed(hub)
+        if any(known[database].era and not journal.era for database, journal in cursor.journals.items()):
+            raise _NotLedError
+        return cursor
+
+    async def _executed(self, hub: Hub) -> Cursor:
         reading = asyncio.ensure_future(hub.executor.run(self._read))
         try:
             # Shielded, and waited for: a thread cannot be stopped, and the file is its own as long as it runs.
@@ -103,7 +114,7 @@ class _Reading:
                 if self.given_up.is_set():
                     break
                 self.lines.write(self._settled(outcome).encode() + b"\n")
-        journals = {database: Journal(found.journal, found.era, found.began) for database, found in joined.items()}
+        journals = {database: Journal.of(found) for database, found in joined.items()}
         return Cursor({model: Position(joined[model[0]].cursor) for model in self.interest.models}, journals)
 
     def _settled(self, outcome: str | Awaitable[str]) -> str:

@@ -21,7 +21,7 @@ from ..journal.change import JournalRow
 from ..journal.position import Position
 from ..journal.reader import Batch
 from ..journal.snapshot import Snapshot
-from ..journal.state import Joined
+from ..journal.state import Era, Joined
 from ..relay.messages import ChangesMessage, HeartbeatMessage, journal_rows
 from .stretch import Stretch
 
@@ -42,17 +42,20 @@ class Intake:
         self._era = joined.era
         self._seq: int | None = None
 
-    def is_stale(self, epoch: int) -> bool:
-        """Return whether a message comes from a leader that has been replaced."""
-        return epoch < self._epoch
+    def meet(self, epoch: int, era: Era) -> bool:
+        """
+        Count from the beginning of a new epoch; in a new era go back to where it began, if this is further.
 
-    def meet(self, message: ChangesMessage | HeartbeatMessage) -> None:
-        """Count from the beginning of a new epoch; in a new era go back to where it began, if this is further."""
-        if message["epoch"] == self._epoch:
-            return
-        if message["era"] != self._era:
-            self._go_back(Snapshot.parse(message["began"]))
-        self._epoch, self._seq, self._era = message["epoch"], None, message["era"]
+        Return whether it has gone back, and must be healed.
+        """
+        if epoch == self._epoch:
+            self._era = era.id  # was not known yet, to a hub that joined while the term began
+            return False
+        goes_back = era.id != self._era and not self.position.within(era.began)
+        if goes_back:
+            self.position = Position(era.began)
+        self._epoch, self._seq, self._era = epoch, None, era.id
+        return goes_back
 
     def follows(self, message: ChangesMessage) -> bool:
         """Return whether nothing is missing between what was taken and this message."""
@@ -105,10 +108,6 @@ class Intake:
     def healed(self, epoch: int, seq: int) -> None:
         """Count from this message on: what came before it was read from the journal."""
         self._number(epoch, seq)
-
-    def _go_back(self, began: Snapshot) -> None:
-        if not self.position.within(began):
-            self.position = Position(began)
 
     def _new(self, rows: Sequence[JournalRow]) -> list[JournalRow]:
         new = self.unseen(rows)
