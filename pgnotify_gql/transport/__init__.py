@@ -5,12 +5,13 @@ Guarantees that nothing runs before a connection is acknowledged, that results o
 nothing after its end, and that a violation of a subprotocol is answered exactly as the subprotocol says.
 
 Does not guarantee that a client reads: what waits for it is bounded, and a client that falls behind is closed with a
-code on which clients come back.
+code on which clients come back, or without the end that a stream has.
 
 On failure of one operation the others of the socket go on; on failure of the socket all of its operations end.
 """
 
 from .consumer import GraphqlSubscriptionConsumer
+from .sse import GraphqlSseConsumer
 from .views import readiness
 
-__all__ = ["GraphqlSubscriptionConsumer", "readiness"]
+__all__ = ["GraphqlSseConsumer", "GraphqlSubscriptionConsumer", "readiness"]

@@ -1,0 +1,95 @@
+"""
+GraphQL over HTTP: what a request asks to run, read and checked.
+
+With GET it is in the parameters ``query``, ``operationName``, ``variables`` and ``extensions`` (the last two as JSON),
+with POST the same in a JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from django.core.exceptions import RequestAborted, SuspiciousOperation
+
+from ..errors import PgnotifyGqlError
+from .context import OperationRequest
+from .frames import Frame, FrameError, Request
+from .mounting import Receive
+
+TEXTS = ("query", "operationName")
+OBJECTS = ("variables", "extensions")
+
+
+class RefusedError(PgnotifyGqlError):
+    """A request is answered with a `status` that is no success; `allow` names the methods that might have been."""
+
+    def __init__(self, status: HTTPStatus, message: str, *, allow: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.allow = allow
+
+
+class HttpRequest(OperationRequest):
+    """What came with a GraphQL request over HTTP, as a GET request: whatever it asks for has been read."""
+
+    def _get_scheme(self) -> str:
+        scheme: str = self.scope.get("scheme", "http")
+        return scheme
+
+
+async def asked(http: HttpRequest, receive: Receive, most: int) -> Request:
+    """
+    Return what a request asks to run, in `most` bytes at most.
+
+    Raises RefusedError, and RequestAborted when the client leaves before it has said so.
+    """
+    payload = _parameters(http, most) if http.scope["method"] == "GET" else await _body(http, receive, most)
+    try:
+        # It has the same fields, and is checked in the same way, as what a subscribe message carries.
+        return Frame("request", {"payload": payload}).request()
+    except FrameError as error:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from error
+
+
+def _parameters(http: HttpRequest, most: int) -> dict[str, Any]:
+    if len(http.scope["query_string"]) > most:
+        raise RefusedError(HTTPStatus.REQUEST_URI_TOO_LONG, f"A query string may have {most} bytes")
+    try:
+        given = http.GET
+    except SuspiciousOperation as error:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "there are too many parameters") from error
+    # A form sends what was left empty as well.
+    texts = {name: given[name] for name in TEXTS if given.get(name)}
+    return texts | {name: _json(given[name], f"'{name}'") for name in OBJECTS if given.get(name)}
+
+
+async def _body(http: HttpRequest, receive: Receive, most: int) -> Mapping[str, Any]:
+    if http.content_type != "application/json":
+        raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the request as application/json")
+    body, more = bytearray(), True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise RequestAborted
+        body += event.get("body", b"")
+        more = event.get("more_body", False)
+        if len(body) > most:
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request may have {most} bytes")
+    payload = _json(body, "the request")
+    if not isinstance(payload, dict):
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the request is not a JSON object")
+    return payload
+
+
+def _json(text: str | bytearray, what: str) -> Any:
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_no_json)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"{what} is not JSON") from error
+
+
+def _no_json(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")

@@ -1,0 +1,115 @@
+"""An initial state where a leader begins an era: the first one of a database, or one after a crash or a failover."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from channels.layers import InMemoryChannelLayer
+from django.test import override_settings
+
+from example.conversations.models import Message
+from pgnotify_gql.hub import Interest, Operation, Topic
+from pgnotify_gql.hub.cursor import Cursor
+from pgnotify_gql.journal.position import Position
+from pgnotify_gql.journal.snapshot import Snapshot
+from pgnotify_gql.journal.state import Era
+from pgnotify_gql.relay import Relay
+from tests.support.databases import Database
+from tests.support.feed import MESSAGE, Notebook, Room, eventually, feed_of, hub_of, opener
+from tests.support.initial import declare_initial, has_been_led
+from tests.support.layers import default_layer
+from tests.support.subscribers import Chat, declare, returns, subscribers
+
+pytestmark = pytest.mark.postgres("18")
+
+
+@pytest.fixture
+def chat(database_triggers: Database) -> Iterator[Chat]:
+    """Nobody leads, and nobody has ever led."""
+    with default_layer(), override_settings(PGNOTIFY_GQL={}):
+        yield Chat(database_triggers)
+
+
+@pytest.mark.xfail(strict=True, reason="the state's cursor is of an era that the feed has not met, and is refused")
+async def test_a_state_that_knows_of_an_era_before_the_hub_does_is_sent_once(
+    chat: Chat, database_triggers: Database
+) -> None:
+    chat.insert("one")
+    async with subscribers(declare(returns(Message)), chat.alice) as (other,):
+        await other.subscribe()
+        has_been_led(database_triggers)
+        async with subscribers(declare_initial(), chat.alice) as (subscriber,):
+            subscriber.socket.subscribe("subscription { changes { text } }")
+            assert (await subscriber.result())["data"] == {"changes": {"text": "one"}}
+            assert "live" in (await subscriber.result())["extensions"]
+
+
+class Outlet(Notebook):
+    """Keeps the results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[Any] = []
+
+    def offer(self, payload: str) -> bool:
+        self.results.append(json.loads(payload))
+        self.noted()
+        return True
+
+    async def room(self) -> None:
+        pass
+
+    @property
+    def marker(self) -> Any:
+        return next((result for result in self.results if "live" in result["extensions"]), None)
+
+
+@pytest.mark.xfail(strict=True, reason="catching up ends where the feed stands, also if that is before its start")
+async def test_the_live_marker_is_never_of_a_time_before_the_state(database_triggers: Database) -> None:
+    """A heartbeat of a new era moves the feed back while an operation is catching up."""
+    room, outlet, layer = Room(database_triggers), Outlet(), InMemoryChannelLayer()
+    began = _now(database_triggers)
+    room.say("one")
+    shown = _now(database_triggers)
+    connect, asked, may_replay = opener(database_triggers.conninfo), asyncio.Event(), asyncio.Event()
+    opened = 0
+
+    async def gated() -> Any:
+        nonlocal opened
+        opened += 1
+        if opened > 1:
+            asked.set()
+            await may_replay.wait()
+        return await connect()
+
+    def state() -> list[str]:
+        return ['{"data": "one", "extensions": {"initial": true}}']
+
+    interest = Interest((Topic.of(Message),))
+    operation = Operation(interest, lambda change, cursor: None, outlet, state=state)
+    async with hub_of(layer, database_triggers.conninfo, connect=gated) as hub:
+        serving = asyncio.create_task(hub.serve(operation))
+        async with asyncio.timeout(20):
+            await asked.wait()
+        relay = Relay(layer)
+        relay.begin(10**15, Era("1", began))
+        await relay.heartbeat(began)
+        await eventually(lambda: feed_of(hub).position(MESSAGE) == Position(began))
+        may_replay.set()
+        await outlet.until(lambda: outlet.marker is not None)
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+    cursor = Cursor.read(outlet.marker["extensions"]["cursor"])
+    assert cursor.positions["default", MESSAGE].before.covers(shown)
+
+
+def _now(database: Database) -> Snapshot:
+    with database.connect() as connection:
+        (text,) = connection.execute("select pg_current_snapshot()::text").fetchone() or ("",)
+    return Snapshot.parse(text)
