@@ -17,6 +17,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
@@ -87,6 +88,7 @@ class _Reading:
     lines: IO[bytes]
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     given_up: threading.Event = field(default_factory=threading.Event)
+    awaited: Future[str] | None = None
 
     async def run(self, hub: Hub) -> Cursor:
         known = hub.journals(self.interest)
@@ -102,6 +104,8 @@ class _Reading:
             return await asyncio.shield(reading)
         finally:
             self.given_up.set()
+            if self.awaited is not None:
+                self.awaited.cancel()
             await asyncio.wait({reading})
 
     def _read(self) -> Cursor:
@@ -121,10 +125,15 @@ class _Reading:
         if not inspect.isawaitable(outcome):
             return outcome
 
-        async def awaited() -> str:
-            return await outcome
+        async def settle() -> str:
+            async with asyncio.timeout(AWAIT_TIMEOUT):
+                return await outcome
 
-        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(AWAIT_TIMEOUT)
+        self.awaited = asyncio.run_coroutine_threadsafe(settle(), self.loop)
+        # Whoever gives up sets the event, and then cancels what there is: one of the two is seen.
+        if self.given_up.is_set():
+            self.awaited.cancel()
+        return self.awaited.result()
 
 
 @contextmanager
