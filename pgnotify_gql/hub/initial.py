@@ -24,10 +24,10 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
 from django.db import InterfaceError, OperationalError, connections, router, transaction
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from ..capture.registry import registry
-from ..errors import ConfigurationError, PgnotifyGqlError
+from ..errors import ConfigurationError, PgnotifyGqlError, one_line
 from ..journal.position import Position
 from ..journal.state import JOIN, Joined
 from .cursor import Cursor, Journal
@@ -52,7 +52,10 @@ ISOLATION = "set transaction isolation level repeatable read, read only"
 
 
 class _NotLedError(PgnotifyGqlError):
-    """The database has forgotten its last changes, and no listener leads yet, which would begin a new era."""
+    """The database has forgotten its last changes, and no listener leads yet, which begins a new era."""
+
+    def __init__(self) -> None:
+        super().__init__("the database was restored, and no listener has led since: start `manage.py run_listener`")
 
 
 async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
@@ -67,7 +70,7 @@ async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
             retry=retry_if_exception_type((OperationalError, InterfaceError, _NotLedError)),
             wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
             stop=stop_after_delay(RETRY_TIME),
-            before_sleep=lambda attempt: logger.warning("an initial state waits for the database"),
+            before_sleep=_tell,
             reraise=True,
         )
         cursor: Cursor = await retrying(_Reading(state, operation.interest, spool).run, hub)
@@ -77,6 +80,11 @@ async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
             while not outlet.offer(payload):
                 await outlet.room()
     return cursor
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    logger.warning("an initial state cannot be read (%s); trying again", one_line(error))
 
 
 @dataclass
