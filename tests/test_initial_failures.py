@@ -184,7 +184,7 @@ class TestItsDatabase:
 
     async def test_a_resolver_that_loses_the_database_does_not_spoil_the_state(self, chat: Chat) -> None:
         """Its error would be part of a result, and the others of the same transaction have no database any more."""
-        killed = []
+        killed: list[Any] = []
 
         class Asking(graphene.ObjectType):  # type: ignore[misc]
             text = graphene.String()
