@@ -123,7 +123,7 @@ class _CatchUp:
         database, label = model
         feed, count = self._hub.feed(database), 0
         end = await feed.standing(label)
-        while True:
+        while self._positions[model] != end:
             until = asyncio.get_running_loop().time() + TURN
             async with self._changes(model, feed.replay(label, self._positions[model], end)) as changes:
                 async for change in changes:
@@ -135,9 +135,10 @@ class _CatchUp:
                         break
                 else:
                     self._positions[model] = end
-                    return count
+                    break
             # Without the connection: it may take as long as the outlet has patience.
             await self._operation.outlet.room()
+        return count
 
     async def _last_round(self) -> bool:
         """Queue what is left, if it is little, while the feed stands still; return whether it was."""
@@ -146,6 +147,8 @@ class _CatchUp:
             database, label = model
             feed = self._hub.feed(database)
             end = feed.position(label)
+            if end == self._positions[model]:
+                continue
             async with self._changes(model, feed.replay(label, self._positions[model], end, still=True)) as changes:
                 async for change in changes:
                     count += 1
