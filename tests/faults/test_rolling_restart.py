@@ -95,7 +95,7 @@ async def test_a_rolling_restart_under_load_loses_and_doubles_nothing(
                     for client in here:
                         client.closed_at.clear()
                     await fleet.replace(old)
-                    await eventually(lambda: all(client.at for client in clients), LIMIT)
+                    await eventually(lambda: all(client.at in fleet.ready for client in clients), LIMIT)
                     times = sorted(client.closed_at[0] for client in here)
                     if len(times) > 2:
                         assert times[-1] - times[0] > WINDOW / 2, "they were not spread over the window"
