@@ -35,7 +35,6 @@ def chat(database_triggers: Database) -> Iterator[Chat]:
         yield Chat(database_triggers)
 
 
-@pytest.mark.xfail(strict=True, reason="the state's cursor is of an era that the feed has not met, and is refused")
 async def test_a_state_that_knows_of_an_era_before_the_hub_does_is_sent_once(
     chat: Chat, database_triggers: Database
 ) -> None:
