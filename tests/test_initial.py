@@ -252,7 +252,7 @@ class TestComingBack:
         async with subscribers(declare_initial(), chat.alice) as (subscriber,):
             again = await live(subscriber, cursor=told.cursor)
         (reason,) = again.all("resync")
-        assert reason == "the cursor is of another subscription, or of a journal that is no longer there"
+        assert reason.startswith("the cursor is of another subscription")
         assert again.events == [("resync", reason), ("state", "one"), ("live", True)]
 
     @pytest.mark.postgres("18")
