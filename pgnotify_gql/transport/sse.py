@@ -19,23 +19,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import lru_cache
 from http import HTTPStatus
+from typing import Any
 
 from django.core.exceptions import DisallowedHost, RequestAborted
 from graphql import OperationType, get_operation_ast
 
-from ..conf import Settings, get_settings
+from ..conf import get_settings
 from ..errors import ClientStuckError, ConfigurationError
 from ..hub import open_hub
-from .client_outbox import ClientOutbox
-from .close_codes import CloseCode
 from .cross_site import Pages
 from .draining import visits
 from .engine import GraphqlEngine
+from .event_stream import MEDIA_TYPE, EventStream, encoded, server_waits
 from .frames import Request
 from .graphql_over_http import HttpRequest, RefusedError, asked
 from .mounting import GraphqlApplication, Receive, Scope, Send
@@ -43,24 +42,10 @@ from .protocol import RequestError
 
 logger = logging.getLogger("pgnotify_gql.transport")
 
-MEDIA_TYPE = "text/event-stream"
-
 METHODS = "GET, POST"
 
 KEEPALIVE = 12.0
 """Seconds between two comments, as the protocol has it: proxies close what is silent for a minute, some for 15 s."""
-
-RETRY = (1_000, 3_000)
-"""Milliseconds after which an EventSource whose stream was cut comes back: one time for each, so that those whose
-server stopped do not all come at once."""
-
-RETRY_SOON = 100
-"""Milliseconds, when nothing is wrong with the server."""
-
-COMPLETE = "event: complete\ndata:\n\n"
-"""Without the line of data an EventSource would not tell the page."""
-
-COMMENT = ":\n\n"
 
 
 class GraphqlSseConsumer(GraphqlApplication):
@@ -86,12 +71,7 @@ class GraphqlSseConsumer(GraphqlApplication):
             self._require_acceptable(http)
             request = await asked(http, receive, settings.MAX_MESSAGE_BYTES)
             self._require_runnable(request)
-            with visits().begun() as visit:
-                async with open_hub() as hub:
-                    stream = _EventStream(send, settings, server_waits=_server_waits(scope))
-                    engine = GraphqlEngine(self._schema, self._documents, hub, lambda: http)
-                    visit.attach(stream)
-                    await self._serve(engine, _resumed(request, http), stream, receive)
+            await self._serve(_resumed(request, http), http, receive, send)
         except RefusedError as refused:
             await _refuse(send, refused)
         except ConfigurationError as error:
@@ -124,113 +104,36 @@ class GraphqlSseConsumer(GraphqlApplication):
         if operation is not None and operation.operation is OperationType.MUTATION:
             raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "a mutation needs POST", allow="POST")
 
-    async def _serve(self, engine: GraphqlEngine, request: Request, stream: _EventStream, receive: Receive) -> None:
-        """Run until everything is written, or the client is gone; and leave nothing behind."""
-        ends = [
-            asyncio.create_task(stream.run(), name="pgnotify_gql stream"),
-            asyncio.create_task(_gone(receive), name="pgnotify_gql stream's client"),
-        ]
-        tasks = [
-            *ends,
-            asyncio.create_task(_operate(engine, request, stream), name="pgnotify_gql stream's operation"),
-            asyncio.create_task(self._keep_alive(stream), name="pgnotify_gql stream's keep-alive"),
-        ]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def _serve(self, request: Request, http: HttpRequest, receive: Receive, send: Send) -> None:
+        """Run until all is written, or the client is gone, and leave nothing behind.  Raises ConfigurationError."""
+        async with _running(_gone(receive), "client") as gone:
+            with visits().begun() as visit:
+                async with open_hub() as hub:
+                    stream = EventStream(
+                        send,
+                        get_settings(),
+                        server_waits=server_waits(self.scope),
+                        closed=lambda: operation.cancel(),
+                    )
+                    engine = GraphqlEngine(self._schema, self._documents, hub, lambda: http)
+                    async with (
+                        _running(_operate(engine, request, stream), "operation") as operation,
+                        _running(self._keep_alive(stream), "keep-alive"),
+                        _running(stream.write(), "writer") as writing,
+                    ):
+                        visit.attach(stream)
+                        await _first(writing, gone)
+            if not gone.done():
+                async with _running(stream.end(), "end") as ending:
+                    await _first(ending, gone)
 
-    async def _keep_alive(self, stream: _EventStream) -> None:
+    async def _keep_alive(self, stream: EventStream) -> None:
         while True:
             await asyncio.sleep(self.keepalive)
             stream.keep_alive()
 
 
-class _EventStream:
-    """
-    The answer to a request: events behind an outbox; implements ``protocol.Results``.
-
-    A server whose sends do not wait for the client buffers without a limit, and unlike a socket's, this client cannot
-    be asked what it has read.  So there a stream ends, and its client comes back for the rest, when it has written as
-    much as may be unread on a socket: wherever that is possible, which is behind a result with a cursor.
-    """
-
-    def __init__(self, send: Send, settings: Settings, *, server_waits: bool) -> None:
-        self._send = send
-        self._outbox = ClientOutbox(self._write, settings, self._overflowed)
-        self._most = None if server_waits else settings.OUTBOX_BYTES
-        self._written = 0
-        self._writing: asyncio.Task[None] | None = None
-
-    def send(self, payload: str) -> None:
-        self._outbox.put(next_event(payload))
-
-    def offer(self, payload: str) -> bool:
-        return self._outbox.offer(next_event(payload))
-
-    async def room(self) -> None:
-        await self._outbox.room()
-
-    def keep_alive(self) -> None:
-        self._outbox.offer(COMMENT)
-
-    def complete(self) -> None:
-        """End behind what was sent before; the client has no reason to come back."""
-        self._outbox.put(COMPLETE)
-        self._outbox.close()
-
-    def close(self, code: CloseCode, reason: str) -> None:
-        """End behind what was sent before, so that the client comes back; there are no codes here to tell it why."""
-        self._outbox.close()
-
-    def cut(self) -> None:
-        """End at once, so that the client comes back; what waits for it is not written."""
-        self._outbox.discard()
-        if self._writing is not None:
-            self._writing.cancel()
-
-    async def run(self) -> None:
-        """Write until closed."""
-        headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        await self._send({"type": "http.response.start", "status": 200, "headers": _encoded(headers)})
-        # Written at once: with it Daphne sends the headers, and an EventSource is open.
-        await self._write(_retry(random.randint(*RETRY)))  # noqa: S311  (no secret)
-        self._writing = asyncio.create_task(self._outbox.run(), name="pgnotify_gql outbox")
-        try:
-            await asyncio.wait({self._writing})
-            if not self._writing.cancelled() and (error := self._writing.exception()) is not None:
-                logger.debug("a stream could not be written to: %r", error)
-                return
-            # A server that waits for its clients waits here for one that is stuck, until it reads or leaves: ASGI has
-            # no way to cut it off. Nothing else is kept for it by now.
-            await self._send({"type": "http.response.body", "body": b""})
-        finally:
-            self._writing.cancel()
-
-    async def _write(self, event: str) -> None:
-        await self._send({"type": "http.response.body", "body": event.encode(), "more_body": True})
-        self._written += len(event)
-        if self._most is not None and self._written > self._most and event.startswith("id:"):
-            self._outbox.offer(_retry(RETRY_SOON))
-            self._outbox.close()
-
-    def _overflowed(self) -> None:
-        logger.warning("a client did not read fast enough; its stream is ended")
-        self.cut()
-
-
-@lru_cache(maxsize=1)
-def next_event(payload: str) -> str:
-    """Return the event of a result; a result that many are sent is looked into once."""
-    extensions = json.loads(payload).get("extensions") if '"cursor"' in payload else None
-    cursor = (extensions or {}).get("cursor")
-    event = f"event: next\ndata: {payload}\n\n"
-    return event if cursor is None else f"id: {cursor}\n{event}"
-
-
-async def _operate(engine: GraphqlEngine, request: Request, stream: _EventStream) -> None:
+async def _operate(engine: GraphqlEngine, request: Request, stream: EventStream) -> None:
     try:
         await engine.run(request, stream)
     except RequestError as error:
@@ -251,12 +154,27 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+@asynccontextmanager
+async def _running(coroutine: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
+    """Run something meanwhile, and end it."""
+    task = asyncio.create_task(coroutine, name=f"pgnotify_gql stream's {name}")
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _first(*tasks: asyncio.Task[None]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
 async def _refuse(send: Send, refused: RefusedError) -> None:
     body = json.dumps({"errors": [{"message": str(refused)}]}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Cache-Control": "no-store"}
     if refused.allow is not None:
         headers["Allow"] = refused.allow
-    await send({"type": "http.response.start", "status": int(refused.status), "headers": _encoded(headers)})
+    await send({"type": "http.response.start", "status": int(refused.status), "headers": encoded(headers)})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -267,16 +185,3 @@ def _resumed(request: Request, http: HttpRequest) -> Request:
     # It wins over extensions.cursor: an EventSource asks for the same address every time, with the cursor that its
     # page began with, and adds the id of the last event that it has received.
     return replace(request, extensions={**(request.extensions or {}), "cursor": last})
-
-
-def _server_waits(scope: Scope) -> bool:
-    # Servers say which version of ASGI's specification for HTTP they follow. Daphne says none.
-    return "spec_version" in scope.get("asgi", {})
-
-
-def _retry(milliseconds: int) -> str:
-    return f"retry: {milliseconds}\n\n"
-
-
-def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
