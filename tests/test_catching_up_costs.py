@@ -40,7 +40,6 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return asked
 
 
-@pytest.mark.xfail(strict=True, reason="an outlet that is full ends the reading, which begins anew for what is left")
 async def test_a_client_with_little_room_that_reads_all_the_time_makes_the_journal_be_read_a_few_times(
     chat: Chat, replays: list[Any]
 ) -> None:

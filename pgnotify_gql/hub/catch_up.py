@@ -43,9 +43,6 @@ logger = logging.getLogger("pgnotify_gql.hub")
 LITTLE = 200
 """Changes of a round, at most, for the next one to be the last: so many hold up the feed for milliseconds."""
 
-MOST_AHEAD = 100
-"""Changes that are read before those before them have been executed and sent."""
-
 PATIENCE = 1.0
 """Seconds that a connection waits for a client without room."""
 
@@ -92,7 +89,10 @@ class _CatchUp:
         # there is no turn in between, so that nothing is dispatched to the one and not to the other.
         while not self._cohort.settled.is_set():
             await self._cohort.settled.wait()
-        if not self._operation.behind.is_set():
+        if self._operation.behind.is_set():
+            # To begin anew means to read anew: with less under way, what is executed finds room.
+            self._operation.ahead = max(1, self._operation.ahead // 2)
+        else:
             self._hub.go_live_with_others(self._operation)
 
     async def _rounds(self) -> None:
@@ -199,7 +199,7 @@ class _CatchUp:
 
     async def _keeps_pace(self, until: float) -> bool:
         """Wait for executions and for the client; return whether there is time, and room, for more."""
-        if len(self._cohort.pending) < MOST_AHEAD:
+        if len(self._cohort.pending) < self._operation.ahead:
             return True
         await self._hub.executor.room()
         await self._cohort.settled.wait()

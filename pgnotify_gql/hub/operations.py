@@ -154,6 +154,10 @@ class Outlet(Protocol):
         """Wait until there is plenty of room.  Raises ClientStuckError when there has been none for too long."""
 
 
+AHEAD = 100
+"""Changes that are executed for an operation that catches up before it is seen whether there is room for more."""
+
+
 @dataclass(eq=False)
 class Operation:
     """
@@ -173,6 +177,7 @@ class Operation:
     behind: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     cohort: Cohort | None = field(default=None, init=False)
     joined_at: int = field(default=0, init=False)
+    ahead: int = field(default=AHEAD, init=False)
 
     def fall_behind(self, cursor: Cursor | None) -> None:
         """Stand still at a cursor, or at the beginning."""
