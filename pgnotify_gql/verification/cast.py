@@ -12,10 +12,10 @@ from .row import BUCKETS
 from .subscriber import PROTOCOLS, Kind, Subscriber
 from .writer import Commits, Writer
 
-FILLER = 2_000
-"""Bytes that results of some subscribers have more, who are slow soon when they do not read."""
+FILLER = 3_000
+"""Bytes that each result has more, so that a client is behind soon after it has ceased to read: systems buffer much."""
 
-SELECTION = "key version deleted xid"
+SELECTION = f"key version deleted xid filler(size: {FILLER})"
 
 
 def make_subscribers(
@@ -39,7 +39,7 @@ def _subscriber(number: int, urls: Sequence[str], commits: Mapping[int, float], 
     turn = number // 4
     bucket = turn % BUCKETS
     kind = (
-        Kind("private", "private", f"{SELECTION} filler(size: {FILLER})"),
+        Kind("private", "private", SELECTION),
         Kind("shared", "shared", SELECTION),
         Kind("topic", f"topic(bucket: {bucket})", SELECTION, bucket=bucket),
         Kind("initial", "initial", f"{SELECTION} snapshot", initial=True),
