@@ -106,15 +106,11 @@ class GraphqlSseConsumer(GraphqlApplication):
 
     async def _serve(self, request: Request, http: HttpRequest, receive: Receive, send: Send) -> None:
         """Run until all is written, or the client is gone, and leave nothing behind.  Raises ConfigurationError."""
+        waits = server_waits(self.scope)
         async with _running(_gone(receive), "client") as gone:
             with visits().begun() as visit:
                 async with open_hub() as hub:
-                    stream = EventStream(
-                        send,
-                        get_settings(),
-                        server_waits=server_waits(self.scope),
-                        closed=lambda: operation.cancel(),
-                    )
+                    stream = EventStream(send, get_settings(), server_waits=waits, closed=lambda: operation.cancel())
                     engine = GraphqlEngine(self._schema, self._documents, hub, lambda: http)
                     async with (
                         _running(_operate(engine, request, stream), "operation") as operation,
@@ -123,9 +119,9 @@ class GraphqlSseConsumer(GraphqlApplication):
                     ):
                         visit.attach(stream)
                         await _first(writing, gone)
-            if not gone.done():
-                async with _running(stream.end(), "end") as ending:
-                    await _first(ending, gone)
+                if not gone.done():
+                    async with _running(stream.end(), "end") as ending:
+                        await _first(ending, gone)
 
     async def _keep_alive(self, stream: EventStream) -> None:
         while True:

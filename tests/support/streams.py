@@ -170,7 +170,7 @@ class AsgiStream:
 
 
 def request_scope(*headers: tuple[str, str | None], **more: Any) -> dict[str, Any]:
-    """Return the scope of a request, as Uvicorn makes it; headers replace those of the same name, None leaves one out."""
+    """Return the scope of a request, as Uvicorn makes it; headers replace those of their name, None leaves it out."""
     given: dict[str, str | None] = {"host": "localhost", "accept": "text/event-stream"}
     given.update(headers)
     return {
