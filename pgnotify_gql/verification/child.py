@@ -64,9 +64,9 @@ class _Router:
         self._database = database
 
     def db_for_read(self, model: Any, **hints: Any) -> str | None:
-        from .row import Row
+        from .row import VerificationRow
 
-        return self._database if model is Row else None
+        return self._database if model is VerificationRow else None
 
     db_for_write = db_for_read
 

@@ -19,7 +19,7 @@ LEDGER = "pgnotify_gql.verification_ledger"
 VERSIONS = "pgnotify_gql.verification_version"
 
 
-class Row(models.Model):
+class VerificationRow(models.Model):
     """A row with a version, by which each of its changes is known, in a bucket, which changes may move it out of."""
 
     key: models.BigIntegerField[int, int] = models.BigIntegerField(primary_key=True)
@@ -36,5 +36,5 @@ class Row(models.Model):
         return f"{self.key} version {self.version}"
 
 
-watch = make_watch(Row, columns=["version", "bucket"])
+watch = make_watch(VerificationRow, columns=["version", "bucket"])
 """The watch, which a server process registers, and nobody else."""

@@ -9,7 +9,7 @@ import graphene
 from django.db import connections, router
 
 from ..subscriptions import Audience, Change, Subscription, Topic
-from .row import Row
+from .row import VerificationRow
 
 
 class Seen(graphene.ObjectType):  # type: ignore[misc]  # graphene is untyped
@@ -44,7 +44,7 @@ class _Changes(Subscription):
 
     @classmethod
     def subscribe(cls, info: Any, **arguments: Any) -> Any:
-        return [Row]
+        return [VerificationRow]
 
     @classmethod
     def next(cls, change: Change, info: Any, **arguments: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class TopicChanges(_Changes):
 
     @classmethod
     def subscribe(cls, info: Any, **arguments: Any) -> Any:
-        return Topic(Row, **arguments)
+        return Topic(VerificationRow, **arguments)
 
 
 class InitialChanges(_Changes):
@@ -86,11 +86,11 @@ class InitialChanges(_Changes):
 
     @classmethod
     def state(cls, info: Any) -> Iterator[dict[str, Any]]:
-        alias = router.db_for_read(Row)
+        alias = router.db_for_read(VerificationRow)
         with connections[alias].cursor() as cursor:
             cursor.execute("select pg_current_snapshot()::text")
             yield {"snapshot": cursor.fetchone()[0]}
-        for key, version in Row._base_manager.using(alias).values_list("key", "version").iterator():
+        for key, version in VerificationRow._base_manager.using(alias).values_list("key", "version").iterator():
             yield {"key": key, "version": version, "deleted": False}
 
 

@@ -90,7 +90,8 @@ class Command(BaseCommand):
             from ...verification.progress import Silence, progress
             from ...verification.run import Run
         except ImportError as error:
-            raise VerificationError(f"{error.name} is not installed: pip install 'pgnotify_gql[verify]'") from error
+            missing = (error.name or "").partition(".")[0]
+            raise VerificationError(f"{missing} is not installed: pip install 'pgnotify_gql[verify]'") from error
         from ...verification.table import tables
 
         asyncio.run(site.require_layer())
