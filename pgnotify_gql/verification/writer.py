@@ -99,7 +99,8 @@ class Writer:
                 async with await self._connected() as connection:
                     while not self._stopping.is_set():
                         await self._pay(await self._write(connection))
-            except (psycopg.OperationalError, psycopg.InterfaceError):
+            # The last one where a savepoint that was to be rolled back is lost with its connection.
+            except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.Rollback):
                 self._commits.failed += 1
 
     async def _connected(self) -> AsyncConnection:
