@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from django.core import signing
@@ -127,7 +128,8 @@ def test_a_forged_cursor_is_refused_and_the_operation_may_be_started_without_one
     with client.connected(server) as socket:
         client.read_to_marker(socket)
     good = client.cursor
-    for forged in ("", "forged", good[:-1] + ("A" if good[-1] != "A" else "B"), _signed_elsewhere(good), 5, {}):
+    wrong: list[Any] = ["", "forged", good[:-1] + ("A" if good[-1] != "A" else "B"), _signed_elsewhere(good), 5, {}]
+    for forged in wrong:
         client.cursor = forged
         refusal = client.refusal(server)
         error = refusal if subprotocol == LEGACY else refusal[0]

@@ -45,7 +45,8 @@ class Resumer:
     def connected(self, server: ProjectServer) -> Iterator[ClientConnection]:
         """Subscribe, from the last cursor on if there is one; at the end the connection is cut, and not closed."""
         opening = connect(f"{server.ws_url}/", subprotocols=[Subprotocol(self._subprotocol)], max_size=None)
-        with opening as socket:
+        with opening as opened:
+            socket = cast(ClientConnection, opened)
             self._send(socket, "connection_init")
             while (kind := json.loads(socket.recv(TIMEOUT))["type"]) != "connection_ack":
                 assert kind == "ka"
@@ -54,7 +55,7 @@ class Resumer:
                 payload["extensions"] = {"cursor": self.cursor}
             self._send(socket, WORDS[self._subprotocol][0], id="1", payload=payload)
             try:
-                yield cast(ClientConnection, socket)
+                yield socket
             finally:
                 with suppress(OSError):
                     socket.socket.shutdown(2)
