@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 
 help:
 	@echo "make demo    run the example: PostgreSQL, the chat and GraphiQL, at a URL that it prints"
 	@echo "make test    run all tests; what is not installed is skipped by name (ARGS='-k word' goes to pytest)"
 	@echo "make check   ruff and mypy"
+	@echo "make bench   measure everything, for an hour or more (ARGS='--quick', ARGS='write-cost', ARGS=--help)"
 	@echo "make clean   remove the environment and everything that was made"
 	@echo
 	@echo "PYTHON=python3.12 make ... takes that Python; REQUIRE_ALL=1 make test fails where a test is skipped."
@@ -35,12 +36,15 @@ check: $(VENV)/installed-test
 	@echo "Checking types"
 	@$(BIN)/mypy
 
+bench: $(VENV)/installed-bench
+	@exec $(BIN)/python -m benchmarks $(ARGS)
+
 clean:
 	@echo "Cleaning up"
 	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One environment for both: the tests need what the demo needs, and more.
+# One environment for all: the tests need what the demo needs, and more.
 $(VENV)/installed-%: setup.cfg pyproject.toml | $(VENV)/made
 	@echo "Installing what make $* needs into $(VENV), once"
 	@$(PIP_INSTALL) --editable '.[$*]'

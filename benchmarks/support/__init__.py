@@ -1,0 +1,1 @@
+"""What benchmarks share: servers, and programs that run beside what is measured."""
