@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
 from argparse import ArgumentParser, ArgumentTypeError
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from secrets import randbelow
@@ -105,13 +107,28 @@ class Command(BaseCommand):
                     options, told, conninfo=site.conninfo, direct_conninfo=site.direct_conninfo,
                     session_timeout=site.settings.SESSION_TIMEOUT, logs=logs, conditions=site.conditions(options),
                 )  # fmt: skip
-                report = asyncio.run(run.run())
+                with _muted("psycopg", "websockets"):
+                    report = asyncio.run(run.run())
         finally:
             if report is None or report.logs is None:
                 shutil.rmtree(logs, ignore_errors=True)
         self.stdout.write(report.as_json() if as_json else report.as_text())
         if report.violations:
             raise CommandError(f"{report.violations:,} violations")
+
+
+@contextmanager
+def _muted(*names: str) -> Iterator[None]:
+    """Keep warnings of libraries about connections that are broken on purpose out of the log."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:
