@@ -45,7 +45,8 @@ def _measure(benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> in
     if options.plot:
         # Before hours of measuring: it may not be installed.
         from benchmarks import plot
-    logging.basicConfig(level=logging.DEBUG if options.debug else logging.ERROR)
+    logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("benchmarks").setLevel(logging.DEBUG if options.debug else logging.ERROR)
     # A run that is told to end stops its servers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     before = conditions()
@@ -76,9 +77,9 @@ def _all_benchmarks() -> Mapping[str, Benchmark]:
     from benchmarks.support import django
 
     django.set_up()
-    from benchmarks.figures import all_benchmarks
+    from benchmarks.figures import Figures
 
-    return all_benchmarks()
+    return Figures()
 
 
 def _parser() -> argparse.ArgumentParser:
