@@ -141,6 +141,7 @@ def report(**changed: Any) -> Report:
         "failed": 3,
         "verdict": Verdict(8000, 7970, violations),
         "faults": {"kill-server": 2, "slow-client": 0},
+        "states": 4,
         "reconnections": 5,
         "closes": {"1006": 5},
         "unexpected_exits": 0,

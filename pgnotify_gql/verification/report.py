@@ -29,6 +29,7 @@ class Report:
     failed: int
     verdict: Verdict
     faults: Mapping[str, int]
+    states: int
     reconnections: int
     closes: Mapping[str, int]
     unexpected_exits: int
@@ -66,6 +67,7 @@ class Report:
                 "expected": self.verdict.expected,
                 "received": self.verdict.received,
                 "faults": dict(self.faults),
+                "states": self.states,
                 "reconnections": self.reconnections,
                 "closes": dict(self.closes),
                 "unexpected_exits": self.unexpected_exits,
@@ -89,6 +91,7 @@ class Report:
             _line("changes", f"{self.changes:,} committed in {self.transactions:,} transactions; "
                              f"{self.rolled_back:,} rolled back, {self.failed:,} failed"),
             _line("deliveries", f"{self.verdict.expected:,} expected, {self.verdict.received:,} received"),
+            _line("initial states", f"{self.states:,}"),
             _line("faults", _counts(self.faults) or "none"),
             _line("reconnections", f"{self.reconnections:,}{_closes(self.closes)}"),
             _line("waited", f"{self.waited:.1f} s for the last delivery, {self.wait_limit:g} s at most"),

@@ -167,6 +167,7 @@ class Run:
             failed=self._commits.failed,
             verdict=verdict,
             faults=dict(self._schedule.injected),
+            states=sum(stream.start is not None and stream.state_is_whole for stream in streams),
             reconnections=sum(subscriber.reconnections for subscriber in self._subscribers),
             closes=sum((subscriber.closes for subscriber in self._subscribers), Counter()),
             unexpected_exits=self._processes.unexpected_exits,

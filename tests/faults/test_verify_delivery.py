@@ -103,6 +103,7 @@ def test_a_minute_with_every_fault_has_no_violation(database_triggers: Database,
     assert set(report["faults"]) == set(FAULTS)
     assert all(report["faults"].values()), report
     assert report["reconnections"] > 0
+    assert report["states"] >= 2
     assert report["latency_ms"]["all"]["count"] > 5_000
     # Also the triggers of the site are as they were.
     assert connection.execute(OURS).fetchall() == before
