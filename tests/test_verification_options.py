@@ -39,6 +39,7 @@ def complaint(*arguments: str) -> str:
         (["--duration", "0"], "a number of seconds"),
         (["--duration", "soon"], "a number of seconds"),
         (["--fault-every", "-1"], "a number of seconds"),
+        (["--rate", "0"], "a number above 0, not '0'"),
         (["--servers", "0"], "a whole number above 0"),
         (["--listeners", "-1"], "a whole number above 0"),
         (["--writers", "x"], "a whole number above 0"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from .processes import STOP_TIMEOUT
 from .world import World
 
 Begin = Callable[[str], None]
@@ -63,7 +64,8 @@ async def restart_server(world: World, begin: Begin) -> None:
     async with world.a_server() as server:
         begin(server.name)
         server.terminate()
-        await server.ended()
+        if not await server.ended():
+            world.processes.remark(f"{server.name} did not end within {STOP_TIMEOUT:g} s of SIGTERM, and was killed")
         await server.start()
 
 

@@ -141,11 +141,11 @@ class Child:
 class Processes:
     """All servers and listeners of a run."""
 
-    def __init__(self, options: Options, logs: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, options: Options, logs: Path, remark: Callable[[str], None]) -> None:
         self.servers = [_server(number, options, logs) for number in range(1, options.servers + 1)]
         self.listeners = [_listener(number, options, logs) for number in range(1, options.listeners + 1)]
         self.unexpected_exits = 0
-        self._say = say
+        self.remark = remark
         self._restarts: set[asyncio.Task[None]] = set()
 
     @property
@@ -188,7 +188,7 @@ class Processes:
 
         def restart_soon(status: int) -> None:
             self.unexpected_exits += 1
-            self._say(f"{child.name} ended by itself with status {status}, and is started again: see {child.log}")
+            self.remark(f"{child.name} ended by itself with status {status}, and is started again: see {child.log}")
             task = asyncio.create_task(restart(), name=f"pgnotify_gql restart {child.name}")
             self._restarts.add(task)
             task.add_done_callback(self._restarts.discard)

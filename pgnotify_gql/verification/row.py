@@ -12,11 +12,7 @@ from django.db import models
 from ..capture.registry import make_watch
 
 BUCKETS = 4
-"""Values of the column that topics have conditions on."""
-
-TABLE = "pgnotify_gql.verification"
-LEDGER = "pgnotify_gql.verification_ledger"
-VERSIONS = "pgnotify_gql.verification_version"
+"""Values of the column that topics have conditions on; statements of `writes` count by it as well."""
 
 
 class VerificationRow(models.Model):

@@ -21,7 +21,7 @@ from ..journal.locks import HELD
 from .errors import VerificationError
 from .ledger import Entry
 from .options import SESSION_PREFIX
-from .row import LEDGER, TABLE, VERSIONS, watch
+from .row import watch
 
 logger = logging.getLogger("pgnotify_gql.verification")
 
@@ -31,10 +31,10 @@ LOCK = 101
 LOCK_TIMEOUT = "10s"
 """How long the removal of a table waits for whoever reads it."""
 
-CREATE = f"""
-    create sequence {VERSIONS} as bigint cache 1;
-    create table {TABLE} (key bigint primary key, version bigint not null, bucket integer not null);
-    create table {LEDGER} (
+CREATE = """
+    create sequence pgnotify_gql.verification_version as bigint cache 1;
+    create table pgnotify_gql.verification (key bigint primary key, version bigint not null, bucket integer not null);
+    create table pgnotify_gql.verification_ledger (
         id bigint primary key generated always as identity (cache 1),
         xid bigint not null default pg_current_xact_id()::text::bigint,
         key bigint not null,
@@ -45,10 +45,10 @@ CREATE = f"""
     );
 """
 
-DROP = f"""
-    drop table if exists {TABLE};
-    drop table if exists {LEDGER};
-    drop sequence if exists {VERSIONS};
+DROP = """
+    drop table if exists pgnotify_gql.verification;
+    drop table if exists pgnotify_gql.verification_ledger;
+    drop sequence if exists pgnotify_gql.verification_version;
 """
 
 END_SESSIONS = """
@@ -56,7 +56,9 @@ END_SESSIONS = """
     where datname = current_database() and pid <> pg_backend_pid() and starts_with(application_name, %s)
 """
 
-READ_LEDGER = f"select id, xid, key, version, deleted, old_bucket, new_bucket from {LEDGER} where key > 0"  # noqa: S608
+READ_LEDGER = """
+    select id, xid, key, version, deleted, old_bucket, new_bucket from pgnotify_gql.verification_ledger where key > 0
+"""
 
 
 @contextmanager
@@ -112,8 +114,8 @@ def _make(connection: BaseDatabaseWrapper, rings: bool) -> None:
 
 
 def _remove(connection: BaseDatabaseWrapper) -> None:
-    # A session that was lost meanwhile is no reason to leave the tables behind.
-    connection.close_if_unusable_or_obsolete()
+    # A session that was lost meanwhile, with its server, is no reason to leave the tables behind.
+    connection.close()
     with connection.cursor() as cursor:
         cursor.execute(END_SESSIONS, [SESSION_PREFIX + " "])
     plan = plan_uninstall(connection, [watch.label])

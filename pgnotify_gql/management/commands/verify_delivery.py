@@ -50,7 +50,7 @@ class Command(BaseCommand):
             "--subscribers", type=_count, default=8, metavar="N",
             help="sockets, of four kinds in turn: private, shared, topic, with an initial state (default: 8)",
         )  # fmt: skip
-        parser.add_argument("--rate", type=seconds, default=300.0, metavar="N", help="changes a second (default: 300)")
+        parser.add_argument("--rate", type=_rate, default=300.0, metavar="N", help="changes a second (default: 300)")
         parser.add_argument("--server", choices=tuple(SERVERS), help="ASGI server (default: the one installed)")
         faults = parser.add_mutually_exclusive_group()
         faults.add_argument(
@@ -143,6 +143,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"a whole number above 0, not {text!r}")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        return seconds(text)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"a number above 0, not {text!r}") from None
 
 
 def _count_or_none(text: str) -> int:
