@@ -586,6 +586,7 @@ class TestTheEndOfAStream:
         stream = AsgiStream(application, request_scope(("content-type", "application/json"), method="POST"))
         stream.body(b'{"query":', more=True)
         await stream.disconnect()
+        assert not stream.begun
         assert asyncio.all_tasks() == before
         assert caplog.records == []
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 from ..conf import Settings
@@ -39,18 +39,17 @@ class EventStream:
     """
     The answer to a request: events behind an outbox; implements ``protocol.Results``.
 
-    `write` it, and then `end` it.  `closed` is called when it takes no more results, though there may be some.
+    `write` it, and then `end` it.
 
     A server whose sends do not wait for the client buffers without a limit, and unlike a socket's, this client cannot
     be asked what it has read.  So there a stream ends, and its client comes back for the rest, when it has written as
     much as may be unread on a socket: wherever that is possible, which is behind a result with a cursor.
     """
 
-    def __init__(self, send: Send, settings: Settings, *, server_waits: bool, closed: Callable[[], object]) -> None:
+    def __init__(self, send: Send, settings: Settings, *, server_waits: bool) -> None:
         self._send = send
         self._outbox = ClientOutbox(self._write, settings, self._overflowed)
         self._most = None if server_waits else settings.OUTBOX_BYTES
-        self._closed = closed
         self._begun = False
         self._written = 0
         self._writing: asyncio.Task[None] | None = None
@@ -75,12 +74,10 @@ class EventStream:
     def close(self, code: CloseCode, reason: str) -> None:
         """End behind what was sent before, so that the client comes back; there are no codes here to tell it why."""
         self._outbox.close()
-        self._closed()
 
     def cut(self) -> None:
         """End at once, so that the client comes back; what waits for it is not written."""
         self._outbox.discard()
-        self._closed()
         if self._writing is not None:
             self._writing.cancel()
 
@@ -122,7 +119,6 @@ class EventStream:
         if self._most is not None and self._written > self._most and event.startswith("id:"):
             self._outbox.offer(_retry(RETRY_SOON))
             self._outbox.close()
-            self._closed()
 
     def _overflowed(self) -> None:
         logger.warning("a client did not read fast enough; its stream is ended")

@@ -106,14 +106,13 @@ class GraphqlSseConsumer(GraphqlApplication):
 
     async def _serve(self, request: Request, http: HttpRequest, receive: Receive, send: Send) -> None:
         """Run until all is written, or the client is gone, and leave nothing behind.  Raises ConfigurationError."""
-        waits = server_waits(self.scope)
         async with _running(_gone(receive), "client") as gone:
             with visits().begun() as visit:
                 async with open_hub() as hub:
-                    stream = EventStream(send, get_settings(), server_waits=waits, closed=lambda: operation.cancel())
+                    stream = EventStream(send, get_settings(), server_waits=server_waits(self.scope))
                     engine = GraphqlEngine(self._schema, self._documents, hub, lambda: http)
                     async with (
-                        _running(_operate(engine, request, stream), "operation") as operation,
+                        _running(_operate(engine, request, stream), "operation"),
                         _running(self._keep_alive(stream), "keep-alive"),
                         _running(stream.write(), "writer") as writing,
                     ):

@@ -76,8 +76,8 @@ class AsgiStream:
         self.reads.set()
         self.waiting = asyncio.Event()
         """Set once a send of the application waits for the client."""
-        self.ended = False
-        """The server has said that nothing more comes."""
+        self.begun = self.ended = False
+        """The application has begun to answer, and said that nothing more comes."""
         self.written = 0
         """Bytes of the answer that the application has handed over."""
         self.body(*chunks)
@@ -97,6 +97,7 @@ class AsgiStream:
         if not self.reads.is_set():
             self.waiting.set()
             await self.reads.wait()
+        self.begun = True
         self.ended = event["type"] == "http.response.body" and not event.get("more_body", False)
         self.written += len(event.get("body", b""))
         self._from_application.put_nowait(event)
