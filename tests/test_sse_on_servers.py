@@ -19,6 +19,7 @@ import pytest
 from django.core.management import call_command
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from pgnotify_gql.conf import get_settings
 from tests.acceptance.room import Room
 from tests.acceptance.site import Visitor
 from tests.acceptance.test_browser import FLAGS
@@ -225,6 +226,33 @@ def test_a_client_that_leaves_leaves_nothing_behind(
     while room.connection.execute(listeners).fetchone() != (0,):
         assert time.monotonic() < deadline, "hub or listener outlive the last stream"
         time.sleep(0.01)
+
+
+def test_a_long_backlog_arrives_whole_and_daphne_is_given_no_more_of_it_at_a_time_than_it_may_buffer(
+    server: ProjectServer, room: Room, alice: Visitor
+) -> None:
+    texts = [f"{number} {'x' * 100_000}" for number in range(120)]
+    with subscribed(server, alice, room) as stream:
+        stream.live(room)
+        room.insert("begin")
+        assert stream.text() == "begin"
+        last = stream.last
+    found: list[str] = []
+    streams, waits = 0, "uvicorn" in server.command
+    for text in texts:
+        room.insert(text)
+    while len(found) < len(texts):
+        assert last is not None
+        streams, size = streams + 1, 0
+        with subscribed(server, alice, room, Last_Event_ID=last) as stream:
+            while len(found) < len(texts) and (event := stream.event()) is not None:
+                text = event.result["data"]["messages"]["text"]
+                found.append(text)
+                size += len(text)
+                last = event.id
+        assert waits or size < 2 * get_settings().OUTBOX_BYTES
+    assert found == texts
+    assert waits is (streams == 1)
 
 
 def test_a_server_that_is_stopped_ends_its_streams_and_itself(
