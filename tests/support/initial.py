@@ -87,6 +87,13 @@ async def up_to(subscriber: Subscriber, kind: str, told: Told | None = None) -> 
     return told
 
 
+async def up_to_change(subscriber: Subscriber, text: str, told: Told) -> Told:
+    """Read up to a change."""
+    while ("change", text) not in told.events:
+        told.take(await subscriber.result())
+    return told
+
+
 async def live(subscriber: Subscriber, query: str = QUERY, *, cursor: str | None = None, **payload: Any) -> Told:
     """Subscribe, with a cursor if one is given, and read up to the live marker."""
     if cursor is not None:
