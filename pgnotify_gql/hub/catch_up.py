@@ -211,7 +211,8 @@ class _CatchUp:
         return asyncio.get_running_loop().time() < until
 
     def _resync(self, reason: str) -> None:
-        self._hub.executor.submit(self._cohort, Resync(self._hub.standing(self._operation.interest), reason))
+        cursor, anew = self._hub.standing(self._operation.interest), self._operation.state is not None
+        self._hub.executor.submit(self._cohort, Resync(cursor, reason, anew))
 
     def _cursor(self) -> Cursor:
         return Cursor(dict(self._positions), self._journals)

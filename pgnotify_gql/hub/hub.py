@@ -187,7 +187,9 @@ class Hub:
     def resync(self, database: str, label: str, reason: str) -> None:
         """Tell every operation on a model that changes are lost, behind the results of those before."""
         for cohort in self._index.waiting_for(label):
-            self.executor.submit(cohort, Resync(self.standing(cohort.interest), reason))
+            # Members ask the same, and so have a state all or none of them.
+            anew = any(operation.state is not None for operation in cohort.members)
+            self.executor.submit(cohort, Resync(self.standing(cohort.interest), reason, anew))
 
     async def _begin(self, operation: Operation) -> None:
         if operation.cursor is None and operation.state is not None:

@@ -114,11 +114,11 @@ class Marker(ABC):
     @property
     @abstractmethod
     def message(self) -> dict[str, Any]:
-        """What it says."""
+        """What it says, and the cursor for whoever has been told."""
 
     def executed(self, execution: Execution) -> str:
         """Return what is to be sent.  A result with extensions alone: clients hand it on, and take no data from it."""
-        return json.dumps({"data": None, "extensions": {**self.message, "cursor": self.cursor.token}})
+        return json.dumps({"data": None, "extensions": self.message})
 
     def __str__(self) -> str:
         return f"the marker {self.message}"
@@ -126,13 +126,16 @@ class Marker(ABC):
 
 @dataclass(frozen=True)
 class Resync(Marker):
-    """Some changes are lost here."""
+    """Some changes are lost here; `anew` says that the state follows."""
 
     reason: str
+    anew: bool = False
 
     @property
     def message(self) -> dict[str, Any]:
-        return {"resync": {"reason": self.reason}}
+        resync = {"resync": {"reason": self.reason}}
+        # Whoever came back with a cursor in the middle of the state would never see the rest of it.
+        return resync if self.anew else {**resync, "cursor": self.cursor.token}
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class Live(Marker):
 
     @property
     def message(self) -> dict[str, Any]:
-        return {"live": True}
+        return {"live": True, "cursor": self.cursor.token}
 
 
 class Outlet(Protocol):
@@ -232,7 +235,7 @@ class Cohort:
             for operation in [member for member in self.members if member.joined_at < number]:
                 if not operation.outlet.offer(payload):
                     self._let_go(operation, self.cursor)
-                elif operation.state is not None and isinstance(due, Resync):
+                elif isinstance(due, Resync) and due.anew:
                     self._let_go(operation, None)
         self.cursor = due.cursor
 
