@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,11 +16,12 @@ from django.test import override_settings
 from example.conversations.models import Message
 from pgnotify_gql.hub import Interest, Operation, Topic
 from pgnotify_gql.hub.cursor import Cursor
+from pgnotify_gql.hub.stretch import Stretch
 from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.journal.state import ERA, Era
 from pgnotify_gql.relay import Relay
 from tests.support.databases import Database
-from tests.support.feed import MESSAGE, Notebook, Room, eventually, feed_of, hub_of, opener
+from tests.support.feed import MESSAGE, Notebook, Room, eventually, feed_of, hub_of
 from tests.support.initial import declare_initial, has_been_led
 from tests.support.layers import default_layer
 from tests.support.subscribers import Chat, declare, returns, subscribers
@@ -67,37 +69,49 @@ class Outlet(Notebook):
         return next((result for result in self.results if "live" in result["extensions"]), None)
 
 
-async def test_the_live_marker_is_never_of_a_time_before_the_state(database_triggers: Database) -> None:
+async def test_the_live_marker_is_never_of_a_time_before_the_state(
+    database_triggers: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A heartbeat of a new era moves the feed back while an operation is catching up."""
     room, outlet, layer = Room(database_triggers), Outlet(), InMemoryChannelLayer()
+    relay, replays, may_replay = Relay(layer), asyncio.Event(), asyncio.Event()
     began = _now(database_triggers)
     room.say("one")
     shown = _now(database_triggers)
-    connect, asked, may_replay = opener(database_triggers.conninfo), asyncio.Event(), asyncio.Event()
-    opened = 0
-
-    async def gated() -> Any:
-        nonlocal opened
-        opened += 1
-        if opened > 1:
-            asked.set()
-            await may_replay.wait()
-        return await connect()
+    is_read, goes_on = threading.Event(), threading.Event()
 
     def state() -> list[str]:
+        is_read.set()
+        assert goes_on.wait(20)
         return ['{"data": "one", "extensions": {"initial": true}}']
 
     interest = Interest((Topic.of(Message),))
     operation = Operation(interest, lambda change, cursor: None, outlet, state=state)
-    async with hub_of(layer, database_triggers.conninfo, connect=gated) as hub:
+    async with hub_of(layer, database_triggers.conninfo) as hub:
+        feed = feed_of(hub)
+        replay = feed.replay
+
+        async def gated(*args: Any, **kwargs: Any) -> AsyncGenerator[Stretch, None]:
+            replays.set()
+            await may_replay.wait()
+            async for stretch in replay(*args, **kwargs):
+                yield stretch
+
+        monkeypatch.setattr(feed, "replay", gated)
         serving = asyncio.create_task(hub.serve(operation))
+        assert await asyncio.to_thread(is_read.wait, 20)
+        # The feed gets further than the state, so that there is something to catch up with.
+        room.say("two")
+        relay.begin(1, Era("", Snapshot(0, 0)))
+        await relay.heartbeat(_now(database_triggers))
+        await eventually(lambda: not feed.position(MESSAGE).within(shown))
+        goes_on.set()
         async with asyncio.timeout(20):
-            await asked.wait()
-        relay = Relay(layer)
+            await replays.wait()
         era = _era_begins(database_triggers, began)
-        relay.begin(10**15, era)
+        relay.begin(2, era)
         await relay.heartbeat(began)
-        await eventually(lambda: feed_of(hub).journal.era == era.id)
+        await eventually(lambda: feed.journal.era == era.id)
         may_replay.set()
         await outlet.until(lambda: outlet.marker is not None)
         serving.cancel()

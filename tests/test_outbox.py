@@ -147,6 +147,84 @@ async def test_what_the_socket_raises_ends_the_writing() -> None:
         await finished(outbox)
 
 
+async def test_a_tenth_is_kept_from_results_so_that_an_answer_finds_room(socket: Socket) -> None:
+    """Results that find no room are read from the journal later; an answer without room closes the socket."""
+    for outbox, frame in (
+        (outbox_of(socket, messages=20, size=1000), "x"),
+        (outbox_of(socket, messages=1000, size=20), "x"),
+    ):
+        offered = 0
+        while outbox.offer(frame):
+            offered += 1
+        # The first frame does not count in bytes.
+        assert offered in {18, 19}
+        outbox.put("p")
+        assert socket.overflows == 0
+
+
+async def test_an_offer_without_room_changes_nothing(socket: Socket) -> None:
+    outbox = outbox_of(socket)
+    assert [outbox.offer(frame) for frame in ("one", "x" * 100, "two")] == [True, False, True]
+    outbox.close()
+    assert outbox.offer("late")
+    await finished(outbox)
+    assert socket.sent == ["one", "two"]
+    assert socket.overflows == 0
+
+
+async def test_room_is_waited_for_until_half_has_been_written(socket: Socket) -> None:
+    outbox = outbox_of(socket, messages=10)
+    running = asyncio.create_task(outbox.run())
+    socket.open.clear()
+    while outbox.offer("x"):
+        pass
+    room = asyncio.create_task(outbox.room())
+    await socket.until(lambda: socket.entered == 1)
+    assert not room.done()
+    socket.open.set()
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await room
+    assert len(outbox._frames) <= 5
+    outbox.close()
+    await running
+
+
+async def test_what_is_discarded_is_not_written(socket: Socket) -> None:
+    outbox = outbox_of(socket)
+    running = asyncio.create_task(outbox.run())
+    socket.open.clear()
+    for frame in ("under way", "one", "two"):
+        outbox.put(frame)
+    await socket.until(lambda: socket.entered == 1)
+    outbox.discard()
+    outbox.put("late")
+    socket.open.set()
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await running
+    assert socket.sent == ["under way"]
+    assert outbox._waiting == 0
+
+
+async def test_it_is_known_since_when_a_frame_is_being_written(socket: Socket) -> None:
+    outbox = outbox_of(socket)
+    running = asyncio.create_task(outbox.run())
+    assert outbox.writing_since is None
+    socket.open.clear()
+    begun = asyncio.get_running_loop().time()
+    outbox.put("one")
+    outbox.put("two")
+    await socket.until(lambda: socket.entered == 1)
+    first = outbox.writing_since
+    assert first is not None
+    assert begun <= first <= asyncio.get_running_loop().time()
+    socket.open.set()
+    await socket.until(lambda: len(socket.sent) == 2)
+    await asyncio.sleep(0)
+    assert outbox.writing_since is None
+    outbox.close()
+    await running
+
+
 PING = "ping!"
 
 

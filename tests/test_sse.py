@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import graphene
 import pytest
@@ -21,7 +22,7 @@ from pgnotify_gql.conf import Settings
 from pgnotify_gql.errors import ConfigurationError
 from pgnotify_gql.hub import current_hub
 from pgnotify_gql.hub.cursor import Cursor
-from pgnotify_gql.transport import GraphqlSseConsumer
+from pgnotify_gql.transport import GraphqlSseConsumer, draining
 from pgnotify_gql.transport.client_outbox import ClientOutbox
 from pgnotify_gql.transport.draining import visits
 from tests.support.databases import Database
@@ -624,8 +625,10 @@ class TestTheEndOfAStream:
 
     @override_settings(PGNOTIFY_GQL={"DRAIN_WINDOW": 0.1})
     async def test_by_a_server_that_drains_is_none_for_its_client_who_comes_back(
-        self, application: Application, terminated: list[int]
+        self, application: Application, terminated: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # What drains here is no server of other tests.
+        monkeypatch.setattr(draining, "_visits", WeakKeyDictionary())
         async with open_stream(get(application, "subscription { forever }")) as early:
             await early.result()
             with visits().begun():

@@ -3,10 +3,14 @@ The outbox: what waits to be written to one socket, bounded in messages and in b
 
 Whoever puts something in never waits.  One task writes, and sends all that is there in one turn.
 
-Servers differ: Uvicorn's ``send`` waits for the client, so that a slow one's frames stay here; Daphne's does not, and
-would keep them in a buffer without a limit.  So what was written since the last answered ping is counted as well, where
+A `send` that waits for the client makes a slow one's frames stay here.  What lies behind a `send` (a server that does
+not wait, proxies) would keep more of them.  So what was written since the last answered ping is counted as well, where
 a ping is known: a client that does not answer is not written to any more, and its frames stay here too.  An outbox that
 overflows says so once and takes nothing more.
+
+Two kinds of frames differ in what becomes of them when there is no room.  A result that is offered can be had from the
+journal later.  Whatever else is put in (an answer, a keep-alive) cannot, and without room for it the outbox overflows;
+a tenth of the room is therefore kept from results.
 """
 
 from __future__ import annotations
@@ -15,12 +19,15 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+KEPT = 10
+"""One part in so many is kept from results."""
+
 
 class Outbox:
     """
     `send` writes one frame; `overflowed` is called once, when a limit is passed.
 
-    `ping` is the frame that asks the client for an answer; without one, what the server buffers is not bounded here.
+    `ping` is the frame that asks the client for an answer; without one, what lies behind `send` is not bounded here.
     """
 
     def __init__(
@@ -45,22 +52,26 @@ class Outbox:
         self._heard = asyncio.Event()
         self._drained = asyncio.Event()
         self._closed = False
+        self.writing_since: float | None = None
+        """When, by the loop's time, the frame that is being written was begun."""
 
     def put(self, frame: str) -> None:
         """Queue a frame; dropped once the outbox has overflowed or is closed."""
-        if self._closed or self.offer(frame):
+        if self._closed or self._queue(frame, self._messages, self._size):
             return
-        self.close()
-        self._frames.clear()
+        self.discard()
         self._overflowed()
 
     def offer(self, frame: str) -> bool:
         """Queue a frame if there is room for it; return whether there was.  A closed outbox drops it."""
-        if self._closed:
-            return True
+        return self._closed or self._queue(
+            frame, self._messages - self._messages // KEPT, self._size - self._size // KEPT
+        )
+
+    def _queue(self, frame: str, messages: int, size: int) -> bool:
         # The first frame does not count: above the limit by itself, it could not be sent at all otherwise.
         behind_first = self._waiting - len(self._frames[0]) if self._frames else -len(frame)
-        if len(self._frames) >= self._messages or behind_first + len(frame) > self._size:
+        if len(self._frames) >= messages or behind_first + len(frame) > size:
             return False
         self._frames.append(frame)
         self._waiting += len(frame)
@@ -89,13 +100,22 @@ class Outbox:
         self._filled.set()
         self._drained.set()
 
+    def discard(self) -> None:
+        """Close, and write nothing of what is queued."""
+        self.close()
+        self._frames.clear()
+        self._waiting = 0
+
     async def run(self) -> None:
         """Write until closed and empty.  What `send` raises ends it."""
+        loop = asyncio.get_running_loop()
         while self._frames or not self._closed:
             await self._filled.wait()
             self._filled.clear()
             while self._frames:
+                self.writing_since = loop.time()
                 await self._write_next()
+            self.writing_since = None
             if self._closed:
                 return
 

@@ -21,7 +21,7 @@ from typing import Any
 from graphql import GraphQLSchema
 
 from ..conf import Settings, get_settings
-from ..errors import ClientStuckError, ConfigurationError
+from ..errors import ConfigurationError
 from ..hub import open_hub
 from ..hub.hub import Hub
 from ..hub.outbox import Outbox
@@ -33,6 +33,7 @@ from .engine import GraphqlEngine
 from .graphql_transport_ws import GraphqlTransportWs
 from .graphql_ws import GraphqlWs
 from .protocol import Connection, Limits
+from .wire import wire_under
 
 logger = logging.getLogger("pgnotify_gql.transport")
 
@@ -42,6 +43,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PROTOCOLS: tuple[type[Connection], ...] = (GraphqlTransportWs, GraphqlWs)
 """In the order of our preference: a client may offer both."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a client which did not read has to read its close, where the server waits for that."""
 
 
 class GraphqlSubscriptionConsumer:
@@ -146,18 +150,20 @@ class _Hooks:
 
 
 class _Socket:
-    """An ASGI socket behind an outbox; implements ``protocol.Socket``.  `overflowed` must close it."""
+    """
+    An ASGI socket behind an outbox; implements ``protocol.Socket``.
 
-    def __init__(self, send: Send, settings: Settings, overflowed: Callable[[], None], ping: str | None) -> None:
+    A client that leaves a frame unread for too long is `stuck`, as is one for which too much waits: that is called, and
+    must close the socket.
+    """
+
+    def __init__(self, send: Send, settings: Settings, stuck: Callable[[], None], ping: str | None) -> None:
         self._send = send
-        self._overflow = overflowed
+        self._wire = wire_under(send)
+        self._stuck = stuck
         self._patience = settings.SLOW_CLIENT_TIMEOUT
         self._outbox = Outbox(
-            self._write,
-            messages=settings.OUTBOX_MESSAGES,
-            size=settings.OUTBOX_BYTES,
-            overflowed=self._overflowed,
-            ping=ping,
+            self._write, messages=settings.OUTBOX_MESSAGES, size=settings.OUTBOX_BYTES, overflowed=stuck, ping=ping
         )
         self._closing: tuple[CloseCode, str] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -169,40 +175,53 @@ class _Socket:
         return self._outbox.offer(frame)
 
     async def room(self) -> None:
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._outbox.room()
-        except TimeoutError as error:
-            raise ClientStuckError(f"a client has read nothing for {self._patience:g} s") from error
+        # For as long as it takes: `run` ends a socket on which nothing moves.
+        await self._outbox.room()
 
     def answered(self) -> None:
         self._outbox.answered()
 
     def close(self, code: CloseCode, text: str) -> None:
-        if self._closing is None:
-            self._closing = code, text
-            self._outbox.close()
+        if self._closing is not None:
+            return
+        self._closing = code, text
+        self._outbox.close()
+        if code is CloseCode.TRY_AGAIN_LATER:
+            logger.warning("a client did not read fast enough; its socket is closed with %d", code)
+            self._discard()
 
     async def run(self) -> None:
         """Write until closed.  A client that is gone ends it; ASGI tells the reading side."""
         self._writing = asyncio.create_task(self._outbox.run(), name="pgnotify_gql outbox")
         try:
-            await asyncio.wait({self._writing})
+            while not (await asyncio.wait({self._writing}, timeout=self._patience_left))[0]:
+                if self._patience_left <= 0:
+                    self._stuck()
+                    self._discard()
             if not self._writing.cancelled() and (error := self._writing.exception()) is not None:
                 logger.debug("a socket could not be written to: %r", error)
                 return
             if self._closing is not None:
-                await _close(self._send, *self._closing)
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await _close(self._send, *self._closing)
+        except TimeoutError:
+            logger.debug("a client does not read its close; its connection is cut")
+            self._wire.cut()
         finally:
             self._writing.cancel()
 
+    @property
+    def _patience_left(self) -> float:
+        since = self._outbox.writing_since
+        return self._patience if since is None else since + self._patience - asyncio.get_running_loop().time()
+
     async def _write(self, frame: str) -> None:
+        await self._wire.writable()
         await self._send({"type": "websocket.send", "text": frame})
 
-    def _overflowed(self) -> None:
-        logger.warning("a client did not read fast enough; its socket is closed with %d", CloseCode.TRY_AGAIN_LATER)
-        self._overflow()
-        # The server's send waits for a client that does not read; the close must not wait behind it.
+    def _discard(self) -> None:
+        """Write nothing more but the close: it must not wait behind what the client does not read."""
+        self._outbox.discard()
         if self._writing is not None:
             self._writing.cancel()
 
