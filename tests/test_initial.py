@@ -222,8 +222,9 @@ class TestComingBack:
         ]
 
     @pytest.mark.postgres("18")
-    async def test_the_cursor_of_a_resync_is_good(self, chat: Chat, database_triggers: Database) -> None:
-        """Whoever leaves between the resync and the state has been told, and must be told again."""
+    async def test_who_leaves_between_the_resync_and_the_state_is_sent_both_again(
+        self, chat: Chat, database_triggers: Database
+    ) -> None:
         chat.insert("one")
         async with subscribers(declare_initial(), chat.alice) as (subscriber,):
             told = await live(subscriber)
@@ -231,11 +232,16 @@ class TestComingBack:
         empty_journal(database_triggers)
         async with subscribers(declare_initial(), chat.alice) as (subscriber,):
             subscriber.socket.subscribe("subscription { changes { text } }", extensions={"cursor": told.cursor})
-            resync = await up_to(subscriber, "resync")
+            assert (await up_to(subscriber, "resync")).cursor is None
         chat.insert("three")
         async with subscribers(declare_initial(), chat.alice) as (subscriber,):
-            again = await live(subscriber, cursor=resync.cursor)
-        assert again.changes == ["three"]
+            again = await live(subscriber, cursor=told.cursor)
+        (reason,) = again.all("resync")
+        assert again.events == [
+            ("resync", reason),
+            *[("state", text) for text in ("one", "two", "three")],
+            ("live", True),
+        ]
 
     @pytest.mark.postgres("18")
     async def test_the_cursor_of_another_subscription_brings_a_resync_and_the_state(self, chat: Chat) -> None:

@@ -102,7 +102,10 @@ class _CatchUp:
                 await self._hub.feed(database).know(self._journals[database])
         self._require_fitting()
         for database, label in self._models:
-            await self._hub.feed(database).reach(label, self._positions[database, label])
+            feed, position = self._hub.feed(database), self._positions[database, label]
+            # Asked again when all is read. Here it spares whoever is too late what would not be all of it anyway.
+            await feed.require_complete(position)
+            await feed.reach(label, position)
         while not self._operation.behind.is_set():
             if await self._round() > LITTLE or self._operation.behind.is_set():
                 continue

@@ -136,6 +136,10 @@ class Feed:
             if not position.within(intake.position.before):
                 await self._catch_up(intake)
 
+    async def require_complete(self, position: Position) -> None:
+        """Raise CursorTooOldError when some of what comes after a position has left the journal already."""
+        await self._reader.require_complete(position)
+
     async def know(self, journal: Journal) -> None:
         """Ask the database in which era it is, if this is not what somebody else knows."""
         if journal != self.journal:

@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from ..errors import one_line
 from ..journal.position import Position
-from ..journal.reader import BATCH_ROWS, Batch, Connection, is_captured, read_missed
+from ..journal.reader import BATCH_ROWS, Batch, Connection, is_captured, read_missed, require_complete
 from ..journal.state import Joined, join
 
 logger = logging.getLogger("pgnotify_gql.hub")
@@ -49,6 +49,10 @@ class HubReader:
     async def is_captured(self, label: str) -> bool:
         """Return whether the database has triggers for a model; waits for the database."""
         return await self._answer(partial(is_captured, label=label))
+
+    async def require_complete(self, position: Position) -> None:
+        """Raise CursorTooOldError unless the journal holds everything after a position; waits for the database."""
+        await self._answer(partial(require_complete, cursor=position.before))
 
     async def missed(self, position: Position, label: str, batch_rows: int = BATCH_ROWS) -> AsyncGenerator[Batch, None]:
         """

@@ -66,7 +66,7 @@ class Told:
         extensions = result["extensions"]
         if "resync" in extensions or "live" in extensions:
             assert result["data"] is None
-            assert extensions.keys() == {"resync" if "resync" in extensions else "live", "cursor"}, extensions
+            assert extensions.keys() == ({"resync"} if "resync" in extensions else {"live", "cursor"}), extensions
             kind = "resync" if "resync" in extensions else "live"
             value = extensions[kind]["reason"] if kind == "resync" else extensions[kind]
         else:
