@@ -195,7 +195,7 @@ def test_a_terminal_has_a_display_that_goes_away(monkeypatch: pytest.MonkeyPatch
         display.say("kill-server: server 1")
         display.show(STATUS)
     shown = terminal.getvalue()
-    assert "kill-server: server 1" in shown
+    assert re.search(r"\n\x1b\[2m\d\d:\d\d:\d\d  kill-server: server 1", shown), "at the beginning of a line"
     assert "1,200" in shown
     assert shown.rstrip().endswith("\x1b[2K")
 

@@ -116,7 +116,9 @@ class Display:
         ):
             table.add_row(Text(name, style="bold"), value)
         bar = ProgressBar(total=status.duration, completed=min(status.elapsed, status.duration), width=60)
-        self._live.update(Group(table, bar, *(Text(line, style="dim") for line in self._recent)))
+        # In a row, which ends its line; a bar by itself does not.
+        table.add_row("", bar)
+        self._live.update(Group(table, *(Text(line, style="dim") for line in self._recent)))
 
 
 @contextmanager

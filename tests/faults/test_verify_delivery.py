@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -137,7 +139,10 @@ def test_changes_that_are_lost_are_counted_and_named_with_status_1(
     assert len(report["first_violations"]) == 20
     assert all(shown["kind"] == "lost" and shown["key"] > 0 for shown in report["first_violations"])
     assert "violations" in errors.splitlines()[-1]
-    assert os.path.isdir(report["logs"])
+    assert sorted(path.name for path in Path(report["logs"]).iterdir()) == [
+        "listener_1.log", "listener_2.log", "server_1.log", "server_2.log",
+    ]  # fmt: skip
+    shutil.rmtree(report["logs"])
     assert entries(watcher) == 0
 
 
