@@ -11,6 +11,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -85,6 +86,10 @@ class RawClient:
         self.texts[operation] = []
         await self._send(SUBSCRIBE[self.subprotocol], id=operation, payload={"query": QUERY} | extensions)
 
+    def has_received(self) -> bool:
+        """Whether something was received for every operation."""
+        return all(self.texts.values())
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Read for as long as it takes."""
         async with asyncio.timeout(TIMEOUT):
@@ -100,17 +105,20 @@ class RawClient:
     async def read(self) -> None:
         """Read once; the answers to what was read are sent."""
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._socket, CHUNK)
-            if data:
-                self._protocol.receive_data(data)
-            else:
-                self._protocol.receive_eof()
-                self.ended = True
-            for event in self._protocol.events_received():
-                self._take(event)
+            self._take(await asyncio.get_running_loop().sock_recv(self._socket, CHUNK))
             await self._flush()
         except OSError:
             self.ended = True
+
+    async def drain(self) -> None:
+        """Read to the end of the connection, as fast as can be and without an answer to anything."""
+        self.widen()
+        data: list[bytes] = []
+        with suppress(OSError):
+            while not data or data[-1]:
+                data.append(await asyncio.get_running_loop().sock_recv(self._socket, CHUNK))
+        self._take(b"".join(data))
+        self.ended = True
 
     def widen(self) -> None:
         """
@@ -129,11 +137,17 @@ class RawClient:
     def leave(self) -> None:
         self._socket.close()
 
-    def _take(self, event: object) -> None:
-        if isinstance(event, Response):
-            assert event.status_code == 101, event
-        elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
-            self._handle(json.loads(bytes(event.data)))
+    def _take(self, data: bytes) -> None:
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+            self.ended = True
+        for event in self._protocol.events_received():
+            if isinstance(event, Response):
+                assert event.status_code == 101, event
+            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+                self._handle(json.loads(bytes(event.data)))
 
     def _handle(self, message: dict[str, Any]) -> None:
         if message["type"] in RESULTS:
