@@ -50,10 +50,6 @@ class InstallError(PgnotifyGqlError):
     """The triggers of a table could not be installed; the table is as it was."""
 
 
-class ClientStuckError(PgnotifyGqlError):
-    """A client has read nothing for too long; its socket is to be closed, so that it comes back."""
-
-
 class CursorError(PgnotifyGqlError):
     """A cursor is not one of ours."""
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pgnotify_gql.hub.outbox import Outbox
-from tests.support.feed import EVENT_TIMEOUT, Notebook
+from tests.support.feed import EVENT_TIMEOUT, NEVER, Notebook
 
 
 class Socket(Notebook):
@@ -36,7 +36,7 @@ async def socket() -> Socket:
 
 
 def outbox_of(socket: Socket, messages: int = 3, size: int = 100) -> Outbox:
-    return Outbox(socket.send, messages=messages, size=size, overflowed=socket.overflowed)
+    return Outbox(socket.send, messages=messages, size=size, patience=NEVER, stuck=socket.overflowed)
 
 
 async def finished(outbox: Outbox) -> None:
@@ -123,7 +123,7 @@ async def test_a_slow_client_overflows_once_and_what_waited_is_forgotten(socket:
     socket.open.set()
     async with asyncio.timeout(EVENT_TIMEOUT):
         await running
-    assert socket.sent == ["stuck"]
+    assert socket.sent == []
 
 
 async def test_room_is_made_by_writing(socket: Socket) -> None:
@@ -141,7 +141,7 @@ async def test_what_the_socket_raises_ends_the_writing() -> None:
     async def send(frame: str) -> None:
         raise ConnectionResetError(frame)
 
-    outbox = Outbox(send, messages=3, size=100, overflowed=lambda: None)
+    outbox = Outbox(send, messages=3, size=100, patience=NEVER, stuck=lambda: None)
     outbox.put("one")
     with pytest.raises(ConnectionResetError):
         await finished(outbox)
@@ -201,35 +201,46 @@ async def test_what_is_discarded_is_not_written(socket: Socket) -> None:
     socket.open.set()
     async with asyncio.timeout(EVENT_TIMEOUT):
         await running
-    assert socket.sent == ["under way"]
+    assert socket.sent == []
     assert outbox._waiting == 0
 
 
-async def test_it_is_known_since_when_a_frame_is_being_written(socket: Socket) -> None:
-    outbox = outbox_of(socket)
+async def test_a_client_that_does_not_take_a_frame_for_too_long_is_stuck(socket: Socket) -> None:
+    outbox = Outbox(socket.send, messages=3, size=100, patience=0.05, stuck=socket.overflowed)
     running = asyncio.create_task(outbox.run())
-    assert outbox.writing_since is None
     socket.open.clear()
-    begun = asyncio.get_running_loop().time()
     outbox.put("one")
     outbox.put("two")
-    await socket.until(lambda: socket.entered == 1)
-    first = outbox.writing_since
-    assert first is not None
-    assert begun <= first <= asyncio.get_running_loop().time()
-    socket.open.set()
-    await socket.until(lambda: len(socket.sent) == 2)
-    await asyncio.sleep(0)
-    assert outbox.writing_since is None
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await running
+    assert socket.overflows == 1
+    outbox.put("three")
+    assert (outbox._waiting, socket.sent) == (0, [])
+
+
+async def test_a_client_that_takes_frames_slowly_is_not_stuck(socket: Socket) -> None:
+    outbox = Outbox(socket.send, messages=10, size=100, patience=0.2, stuck=socket.overflowed)
+    running = asyncio.create_task(outbox.run())
+    for number in range(6):
+        outbox.put(str(number))
+    socket.open.clear()
+    for number in range(6):
+        await asyncio.sleep(0.05)
+        socket.open.set()
+        await socket.until(lambda: len(socket.sent) > number)  # noqa: B023
+        socket.open.clear()
     outbox.close()
+    socket.open.set()
     await running
+    assert socket.overflows == 0
+    assert len(socket.sent) == 6
 
 
 PING = "ping!"
 
 
 def asking(socket: Socket) -> Outbox:
-    return Outbox(socket.send, messages=10, size=100, overflowed=socket.overflowed, ping=PING)
+    return Outbox(socket.send, messages=10, size=100, patience=NEVER, stuck=socket.overflowed, ping=PING)
 
 
 async def test_a_client_that_does_not_answer_a_ping_is_not_written_to_any_more(socket: Socket) -> None:

@@ -156,7 +156,7 @@ async def test_another_close_waits_for_what_was_sent_before_it_and_not_for_ever(
         server.stop_reading()
         socket.subscribe("{ hello }")
         async with asyncio.timeout(WAIT):
-            while made[0]._outbox.writing_since is None:  # noqa: ASYNC110  (the frame is under way)
+            while made[0]._outbox._writing_since is None:  # noqa: ASYNC110  (the frame is under way)
                 await asyncio.sleep(0)
         socket.text("nonsense")
         async with asyncio.timeout(WAIT):

@@ -57,7 +57,7 @@ async def catch_up(hub: Hub, operation: Operation) -> None:
     """
     Give an operation, from its cursor on, what the feeds have taken; and the live stream behind it.
 
-    Returns early when its outlet has no room for a result: it has fallen behind again.  Raises ClientStuckError.
+    Returns early when its outlet has no room for a result: it has fallen behind again.
     """
     await _CatchUp(hub, operation).run()
 

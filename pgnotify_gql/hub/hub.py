@@ -68,7 +68,7 @@ class Hub:
         Feed an operation until cancelled: every change after a cursor, or that commits after it has joined.
 
         With a state, and without a cursor, that is sent first, and then every change that it has not.  Raises
-        ClientStuckError when its outlet has no room for too long, and what the state raises.
+        what the state raises.
         """
         await self.join(operation, since)
         try:

@@ -62,7 +62,7 @@ async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
     """
     Send the current state to an operation's outlet; return the cursor of what it shows.
 
-    Raises ClientStuckError, ConfigurationError, and what the state raises.
+    Raises ConfigurationError, and what the state raises.
     """
     outlet = operation.outlet
     with SpooledTemporaryFile(MOST_IN_MEMORY) as spool:

@@ -54,7 +54,9 @@ class Interest:
         return tuple(dict.fromkeys((topic.database, topic.label) for topic in self.topics))
 
     def __aiter__(self) -> NoReturn:
-        raise TypeError("this subscription is fed by a hub: serve it with GraphqlSubscriptionConsumer")
+        raise TypeError(
+            "this subscription is fed by a hub: serve it with GraphqlSubscriptionConsumer or GraphqlSseConsumer"
+        )
 
 
 @dataclass
@@ -154,7 +156,7 @@ class Outlet(Protocol):
         """Take the JSON of a result at once; return False when there is no room for it."""
 
     async def room(self) -> None:
-        """Wait until there is plenty of room.  Raises ClientStuckError when there has been none for too long."""
+        """Wait until there is plenty of room; whoever is stuck has the operation ended meanwhile."""
 
 
 AHEAD = 100

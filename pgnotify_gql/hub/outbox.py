@@ -5,8 +5,10 @@ Whoever puts something in never waits.  One task writes, and sends all that is t
 
 A `send` that waits for the client makes a slow one's frames stay here.  What lies behind a `send` (a server that does
 not wait, proxies) would keep more of them.  So what was written since the last answered ping is counted as well, where
-a ping is known: a client that does not answer is not written to any more, and its frames stay here too.  An outbox that
-overflows says so once and takes nothing more.
+a ping is known: a client that does not answer is not written to any more, and its frames stay here too.
+
+A client is stuck when too much waits for it, or when a frame waits for it for too long: the outbox says so once, and
+neither takes nor writes anything more.
 
 Two kinds of frames differ in what becomes of them when there is no room.  A result that is offered can be had from the
 journal later.  Whatever else is put in (an answer, a keep-alive) cannot, and without room for it the outbox overflows;
@@ -25,7 +27,8 @@ KEPT = 10
 
 class Outbox:
     """
-    `send` writes one frame; `overflowed` is called once, when a limit is passed.
+    `send` writes one frame; `stuck` is called once, when a limit is passed: `messages`, `size` in characters, or
+    `patience` in seconds, for which one frame may be written.
 
     `ping` is the frame that asks the client for an answer; without one, what lies behind `send` is not bounded here.
     """
@@ -36,13 +39,15 @@ class Outbox:
         *,
         messages: int,
         size: int,
-        overflowed: Callable[[], None],
+        patience: float,
+        stuck: Callable[[], None],
         ping: str | None = None,
     ) -> None:
         self._send = send
         self._messages = messages
         self._size = size
-        self._overflowed = overflowed
+        self._patience = patience
+        self._stuck = stuck
         self._ping = ping
         self._frames: deque[str] = deque()
         self._waiting = 0
@@ -52,15 +57,15 @@ class Outbox:
         self._heard = asyncio.Event()
         self._drained = asyncio.Event()
         self._closed = False
-        self.writing_since: float | None = None
-        """When, by the loop's time, the frame that is being written was begun."""
+        self._writing: asyncio.Task[None] | None = None
+        # When, by the loop's time, the frame that is being written was begun. A time-out for each would cost as much as
+        # writing it.
+        self._writing_since: float | None = None
 
     def put(self, frame: str) -> None:
         """Queue a frame; dropped once the outbox has overflowed or is closed."""
-        if self._closed or self._queue(frame, self._messages, self._size):
-            return
-        self.discard()
-        self._overflowed()
+        if not self._closed and not self._queue(frame, self._messages, self._size):
+            self._give_up()
 
     def offer(self, frame: str) -> bool:
         """Queue a frame if there is room for it; return whether there was.  A closed outbox drops it."""
@@ -101,21 +106,43 @@ class Outbox:
         self._drained.set()
 
     def discard(self) -> None:
-        """Close, and write nothing of what is queued."""
+        """Close, and write nothing more, not even what is under way."""
         self.close()
         self._frames.clear()
         self._waiting = 0
+        if self._writing is not None:
+            self._writing.cancel()
 
     async def run(self) -> None:
-        """Write until closed and empty.  What `send` raises ends it."""
+        """Write until closed and empty, or discarded.  What `send` raises ends it."""
+        self._writing = asyncio.create_task(self._write_all(), name="pgnotify_gql outbox")
+        try:
+            while not (await asyncio.wait({self._writing}, timeout=self._patience_left))[0]:
+                if self._patience_left <= 0:
+                    self._give_up()
+            if not self._writing.cancelled():
+                self._writing.result()
+        finally:
+            self._writing.cancel()
+
+    @property
+    def _patience_left(self) -> float:
+        since = self._writing_since
+        return self._patience if since is None else since + self._patience - asyncio.get_running_loop().time()
+
+    def _give_up(self) -> None:
+        self.discard()
+        self._stuck()
+
+    async def _write_all(self) -> None:
         loop = asyncio.get_running_loop()
         while self._frames or not self._closed:
             await self._filled.wait()
             self._filled.clear()
             while self._frames:
-                self.writing_since = loop.time()
+                self._writing_since = loop.time()
                 await self._write_next()
-            self.writing_since = None
+            self._writing_since = None
             if self._closed:
                 return
 

@@ -70,7 +70,9 @@ def current_hub() -> Hub:
     """Return the hub that is held open on this event loop."""
     process = _processes.get(asyncio.get_running_loop())
     if process is None or process.hub is None:
-        raise RuntimeError("no hub is open: subscriptions are served by GraphqlSubscriptionConsumer")
+        raise RuntimeError(
+            "no hub is open: subscriptions are served by GraphqlSubscriptionConsumer and GraphqlSseConsumer"
+        )
     return process.hub
 
 

@@ -13,33 +13,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import update_wrapper
 from typing import Any
-
-from graphql import GraphQLSchema
 
 from ..conf import Settings, get_settings
 from ..errors import ConfigurationError
 from ..hub import open_hub
 from ..hub.hub import Hub
-from ..hub.outbox import Outbox
 from .close_codes import PRIVATE_CODES, CloseCode, reason
 from .context import OperationRequest
-from .documents import Documents
 from .draining import Visit, visits
 from .engine import GraphqlEngine
 from .graphql_transport_ws import GraphqlTransportWs
 from .graphql_ws import GraphqlWs
+from .mounting import GraphqlApplication, Receive, Scope, Send, client_outbox
 from .protocol import Connection, Limits
 from .wire import wire_under
 
 logger = logging.getLogger("pgnotify_gql.transport")
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PROTOCOLS: tuple[type[Connection], ...] = (GraphqlTransportWs, GraphqlWs)
 """In the order of our preference: a client may offer both."""
@@ -48,7 +40,7 @@ CLOSE_TIMEOUT = 5.0
 """Seconds that a client which did not read has to read its close, where the server waits for that."""
 
 
-class GraphqlSubscriptionConsumer:
+class GraphqlSubscriptionConsumer(GraphqlApplication):
     """
     Serves a graphene schema over WebSockets.
 
@@ -56,25 +48,6 @@ class GraphqlSubscriptionConsumer:
     ``AllowedHostsOriginValidator``.  Subclasses may override ``on_connect``.  `scope` is the handshake's, and may be
     written to (``self.scope["user"] = ...``).
     """
-
-    scope: dict[str, Any]
-
-    def __init__(self, schema: GraphQLSchema, documents: Documents) -> None:
-        self._schema = schema
-        self._documents = documents
-
-    @classmethod
-    def as_asgi(cls, *, schema: Any) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """Return the ASGI application of a ``graphene.Schema``.  Raises ConfigurationError for anything else."""
-        graphql_schema = getattr(schema, "graphql_schema", schema)
-        if not isinstance(graphql_schema, GraphQLSchema):
-            raise ConfigurationError(f"{cls.__name__}.as_asgi(schema=...) takes a graphene.Schema, not {schema!r}")
-        documents = Documents(graphql_schema, most_tokens=get_settings().MAX_QUERY_TOKENS)
-
-        async def application(scope: Scope, receive: Receive, send: Send) -> None:
-            await cls(graphql_schema, documents)(scope, receive, send)
-
-        return update_wrapper(application, cls, updated=())
 
     async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
         """
@@ -112,10 +85,11 @@ class GraphqlSubscriptionConsumer:
     async def _serve(self, protocol: type[Connection], hub: Hub, visit: Visit, receive: Receive, send: Send) -> None:
         settings = get_settings()
 
-        def overflowed() -> None:
+        def stuck() -> None:
+            logger.warning("a client did not read fast enough; its socket is closed with %d", CloseCode.TRY_AGAIN_LATER)
             connection.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
 
-        socket = _Socket(send, settings, overflowed, protocol.ping)
+        socket = _Socket(send, settings, stuck, protocol.ping)
         hooks = _Hooks(self, hub)
         engine = GraphqlEngine(self._schema, self._documents, hub, hooks.context)
         limits = Limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS)
@@ -150,23 +124,13 @@ class _Hooks:
 
 
 class _Socket:
-    """
-    An ASGI socket behind an outbox; implements ``protocol.Socket``.
-
-    A client that leaves a frame unread for too long is `stuck`, as is one for which too much waits: that is called, and
-    must close the socket.
-    """
+    """An ASGI socket behind an outbox; implements ``protocol.Socket``.  `stuck` must close it."""
 
     def __init__(self, send: Send, settings: Settings, stuck: Callable[[], None], ping: str | None) -> None:
         self._send = send
         self._wire = wire_under(send)
-        self._stuck = stuck
-        self._patience = settings.SLOW_CLIENT_TIMEOUT
-        self._outbox = Outbox(
-            self._write, messages=settings.OUTBOX_MESSAGES, size=settings.OUTBOX_BYTES, overflowed=stuck, ping=ping
-        )
+        self._outbox = client_outbox(self._write, settings, stuck, ping)
         self._closing: tuple[CloseCode, str] | None = None
-        self._writing: asyncio.Task[None] | None = None
 
     def send(self, frame: str) -> None:
         self._outbox.put(frame)
@@ -175,55 +139,35 @@ class _Socket:
         return self._outbox.offer(frame)
 
     async def room(self) -> None:
-        # For as long as it takes: `run` ends a socket on which nothing moves.
         await self._outbox.room()
 
     def answered(self) -> None:
         self._outbox.answered()
 
     def close(self, code: CloseCode, text: str) -> None:
-        if self._closing is not None:
-            return
-        self._closing = code, text
-        self._outbox.close()
-        if code is CloseCode.TRY_AGAIN_LATER:
-            logger.warning("a client did not read fast enough; its socket is closed with %d", code)
-            self._discard()
+        if self._closing is None:
+            self._closing = code, text
+            self._outbox.close()
 
     async def run(self) -> None:
         """Write until closed.  A client that is gone ends it; ASGI tells the reading side."""
-        self._writing = asyncio.create_task(self._outbox.run(), name="pgnotify_gql outbox")
         try:
-            while not (await asyncio.wait({self._writing}, timeout=self._patience_left))[0]:
-                if self._patience_left <= 0:
-                    self._stuck()
-                    self._discard()
-            if not self._writing.cancelled() and (error := self._writing.exception()) is not None:
-                logger.debug("a socket could not be written to: %r", error)
-                return
-            if self._closing is not None:
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await _close(self._send, *self._closing)
+            await self._outbox.run()
+        except Exception as error:
+            logger.debug("a socket could not be written to: %r", error)
+            return
+        if self._closing is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await _close(self._send, *self._closing)
         except TimeoutError:
             logger.debug("a client does not read its close; its connection is cut")
             self._wire.cut()
-        finally:
-            self._writing.cancel()
-
-    @property
-    def _patience_left(self) -> float:
-        since = self._outbox.writing_since
-        return self._patience if since is None else since + self._patience - asyncio.get_running_loop().time()
 
     async def _write(self, frame: str) -> None:
         await self._wire.writable()
         await self._send({"type": "websocket.send", "text": frame})
-
-    def _discard(self) -> None:
-        """Write nothing more but the close: it must not wait behind what the client does not read."""
-        self._outbox.discard()
-        if self._writing is not None:
-            self._writing.cancel()
 
 
 def _choose(offered: Sequence[str]) -> type[Connection] | None:

@@ -56,4 +56,5 @@ class OperationRequest(ASGIRequest):
 
     def _get_scheme(self) -> str:
         # Django asks the scope, which is the socket's.
-        return SCHEMES.get(self.scope.get("scheme", "ws"), "http")
+        scheme: str = self.scope.get("scheme", "http")
+        return SCHEMES.get(scheme, scheme)

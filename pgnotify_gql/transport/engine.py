@@ -68,7 +68,7 @@ class GraphqlEngine:
         self._context = context
 
     async def run(self, request: Request, results: Results) -> None:
-        """Run to the end; see ``protocol.Engine``.  Raises RequestError and ClientStuckError."""
+        """Run to the end; see ``protocol.Engine``.  Raises RequestError."""
         document = self._documents.get(request.query)
         if document.node is None or document.errors:
             raise _request_error(document.errors)

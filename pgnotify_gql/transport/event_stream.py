@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from ..conf import Settings
-from .client_outbox import ClientOutbox
 from .close_codes import CloseCode
-from .mounting import Scope, Send
+from .mounting import Scope, Send, client_outbox
+from .wire import wire_under
 
 logger = logging.getLogger("pgnotify_gql.transport")
 
@@ -28,6 +28,9 @@ server stopped do not all come at once."""
 
 RETRY_SOON = 100
 """Milliseconds, when nothing is wrong with the server."""
+
+END_TIMEOUT = 5.0
+"""Seconds that a client which did not read has for the end, where the server waits for it."""
 
 COMPLETE = "event: complete\ndata:\n\n"
 """Without the line of data an EventSource would not tell the page."""
@@ -48,11 +51,10 @@ class EventStream:
 
     def __init__(self, send: Send, settings: Settings, *, server_waits: bool) -> None:
         self._send = send
-        self._outbox = ClientOutbox(self._write, settings, self._overflowed)
+        self._outbox = client_outbox(self._write, settings, self._stuck)
         self._most = None if server_waits else settings.OUTBOX_BYTES
         self._begun = False
         self._written = 0
-        self._writing: asyncio.Task[None] | None = None
 
     def send(self, payload: str) -> None:
         self._outbox.put(next_event(payload))
@@ -75,43 +77,31 @@ class EventStream:
         """End behind what was sent before, so that the client comes back; there are no codes here to tell it why."""
         self._outbox.close()
 
-    def cut(self) -> None:
-        """End at once, so that the client comes back; what waits for it is not written."""
-        self._outbox.discard()
-        if self._writing is not None:
-            self._writing.cancel()
-
     async def write(self) -> None:
         """Write until closed."""
-        self._writing = asyncio.create_task(self._write_all(), name="pgnotify_gql outbox")
         try:
-            await asyncio.wait({self._writing})
-            if not self._writing.cancelled() and (error := self._writing.exception()) is not None:
-                logger.debug("a stream could not be written to: %r", error)
-        finally:
-            self._writing.cancel()
+            await self._begin()
+            # Daphne sends the headers with the first bytes, and with the headers an EventSource is open.
+            await self._write(_retry(random.randint(*RETRY)))  # noqa: S311  (no secret)
+            await self._outbox.run()
+        except Exception as error:
+            logger.debug("a stream could not be written to: %r", error)
 
     async def end(self) -> None:
-        """
-        Tell the client that nothing more comes.
-
-        A server that waits for its clients waits here for one that is stuck, until it reads or leaves.  ASGI has no way
-        to cut it off; nothing else need be kept for it.
-        """
-        if not self._begun:
-            await self._begin()
-        await self._send({"type": "http.response.body", "body": b""})
+        """Tell the client that nothing more comes; one that does not read it is cut off."""
+        try:
+            async with asyncio.timeout(END_TIMEOUT):
+                if not self._begun:
+                    await self._begin()
+                await self._send({"type": "http.response.body", "body": b""})
+        except TimeoutError:
+            logger.debug("a client does not read the end of its stream; its connection is cut")
+            wire_under(self._send).cut()
 
     async def _begin(self) -> None:
         headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         await self._send({"type": "http.response.start", "status": 200, "headers": encoded(headers)})
         self._begun = True
-
-    async def _write_all(self) -> None:
-        await self._begin()
-        # Daphne sends the headers with the first bytes, and with the headers an EventSource is open.
-        await self._write(_retry(random.randint(*RETRY)))  # noqa: S311  (no secret)
-        await self._outbox.run()
 
     async def _write(self, event: str) -> None:
         await self._send({"type": "http.response.body", "body": event.encode(), "more_body": True})
@@ -120,9 +110,8 @@ class EventStream:
             self._outbox.offer(_retry(RETRY_SOON))
             self._outbox.close()
 
-    def _overflowed(self) -> None:
+    def _stuck(self) -> None:
         logger.warning("a client did not read fast enough; its stream is ended")
-        self.cut()
 
 
 @lru_cache(maxsize=1)

@@ -31,6 +31,19 @@ class Request:
     variables: Mapping[str, Any] | None = None
     extensions: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> Request:
+        """Return the request that an object of JSON is.  Raises FrameError."""
+        query = payload.get("query")
+        if not isinstance(query, str):
+            raise FrameError("the payload needs a 'query' that is a string")
+        return cls(
+            query,
+            _optional(payload, "operationName", str, "'operationName' must be a string"),
+            _optional(payload, "variables", dict, "'variables' must be an object"),
+            _optional(payload, "extensions", dict, "'extensions' must be an object"),
+        )
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -71,15 +84,7 @@ class Frame:
         payload = self.payload()
         if payload is None:
             raise FrameError(f"'{shown(self.type)}' needs a payload")
-        query = payload.get("query")
-        if not isinstance(query, str):
-            raise FrameError("the payload needs a 'query' that is a string")
-        return Request(
-            query,
-            _optional(payload, "operationName", str, "'operationName' must be a string"),
-            _optional(payload, "variables", dict, "'variables' must be an object"),
-            _optional(payload, "extensions", dict, "'extensions' must be an object"),
-        )
+        return Request.of(payload)
 
 
 def message(kind: str, *, id: str | None = None, payload: Any = None) -> str:  # noqa: A002  (the protocol's word)

@@ -16,7 +16,7 @@ from django.core.exceptions import RequestAborted, SuspiciousOperation
 
 from ..errors import PgnotifyGqlError
 from .context import OperationRequest
-from .frames import Frame, FrameError, Request
+from .frames import FrameError, Request
 from .mounting import Receive
 
 TEXTS = ("query", "operationName")
@@ -35,10 +35,6 @@ class RefusedError(PgnotifyGqlError):
 class HttpRequest(OperationRequest):
     """What came with a GraphQL request over HTTP, as a GET request: whatever it asks for has been read."""
 
-    def _get_scheme(self) -> str:
-        scheme: str = self.scope.get("scheme", "http")
-        return scheme
-
 
 async def asked(http: HttpRequest, receive: Receive, most: int) -> Request:
     """
@@ -48,8 +44,7 @@ async def asked(http: HttpRequest, receive: Receive, most: int) -> Request:
     """
     payload = _parameters(http, most) if http.scope["method"] == "GET" else await _body(http, receive, most)
     try:
-        # It has the same fields, and is checked in the same way, as what a subscribe message carries.
-        return Frame("request", {"payload": payload}).request()
+        return Request.of(payload)
     except FrameError as error:
         raise RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from error
 

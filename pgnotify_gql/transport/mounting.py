@@ -14,13 +14,28 @@ from typing import Any
 
 from graphql import GraphQLSchema
 
-from ..conf import get_settings
+from ..conf import Settings, get_settings
 from ..errors import ConfigurationError
+from ..hub.outbox import Outbox
 from .documents import Documents
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def client_outbox(
+    send: Callable[[str], Awaitable[None]], settings: Settings, stuck: Callable[[], None], ping: str | None = None
+) -> Outbox:
+    """Return the outbox of one client, bounded as the settings say; the arguments are those of ``Outbox``."""
+    return Outbox(
+        send,
+        messages=settings.OUTBOX_MESSAGES,
+        size=settings.OUTBOX_BYTES,
+        patience=settings.SLOW_CLIENT_TIMEOUT,
+        stuck=stuck,
+        ping=ping,
+    )
 
 
 class GraphqlApplication(ABC):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from ..errors import ClientStuckError, PgnotifyGqlError
+from ..errors import PgnotifyGqlError
 from .close_codes import CloseCode
 from .frames import Frame, FrameError, Request, shown
 
@@ -35,7 +35,7 @@ class Socket(Protocol):
         """Send if there is room; return whether there was."""
 
     async def room(self) -> None:
-        """Wait until there is plenty of room.  Raises ClientStuckError when there has been none for too long."""
+        """Wait until there is plenty of room, for as long as it takes."""
 
     def answered(self) -> None:
         """Note that the client answered a ping."""
@@ -54,7 +54,7 @@ class Results(Protocol):
         """Take a result if there is room for it; return whether there was."""
 
     async def room(self) -> None:
-        """Wait until there is plenty of room.  Raises ClientStuckError when there has been none for too long."""
+        """Wait until there is plenty of room, for as long as it takes."""
 
 
 class Engine(Protocol):
@@ -64,8 +64,7 @@ class Engine(Protocol):
         """
         Run one operation to its end.
 
-        A subscription ends when it is cancelled.  Raises RequestError when the request cannot be run at all, and
-        ClientStuckError.
+        A subscription ends when it is cancelled.  Raises RequestError when the request cannot be run at all.
         """
 
 
@@ -257,9 +256,6 @@ class Connection(ABC):
             await self._engine.run(request, _Results(self, self._socket, operation_id, runs))
         except RequestError as error:
             errors = error.errors
-        except ClientStuckError:
-            self.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
-            return
         except Exception:
             # The id is the client's own text: as Python shows it, it cannot begin a line of its own.
             logger.exception("operation %r failed", shown(operation_id))

@@ -29,7 +29,7 @@ from django.core.exceptions import DisallowedHost, RequestAborted
 from graphql import OperationType, get_operation_ast
 
 from ..conf import get_settings
-from ..errors import ClientStuckError, ConfigurationError
+from ..errors import ConfigurationError
 from ..hub import open_hub
 from .cross_site import Pages
 from .draining import visits
@@ -133,10 +133,6 @@ async def _operate(engine: GraphqlEngine, request: Request, stream: EventStream)
         await engine.run(request, stream)
     except RequestError as error:
         stream.send(json.dumps({"errors": list(error.errors)}))
-    except ClientStuckError as error:
-        logger.warning("a stream is ended: %s", error)
-        stream.cut()
-        return
     except Exception:
         logger.exception("the operation of a stream failed")
         stream.send(json.dumps({"errors": [{"message": "Internal server error"}]}))
