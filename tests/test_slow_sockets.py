@@ -12,7 +12,7 @@ from django.test import override_settings
 
 from pgnotify_gql.transport import GraphqlSubscriptionConsumer, consumer
 from pgnotify_gql.transport.consumer import _Socket
-from tests.support.sockets import WAIT, open_socket
+from tests.support.sockets import WAIT, open_socket, quiet
 
 ALL = 100
 """More than anybody sends here."""
@@ -64,6 +64,7 @@ class Server:
     def __init__(self) -> None:
         self.transport = Transport()
         self.reads = asyncio.Semaphore(ALL)
+        self.takes_closes = False
         self.sends = 0
         self._application: Any = GraphqlSubscriptionConsumer.as_asgi(schema=SCHEMA)
 
@@ -73,7 +74,8 @@ class Server:
 
     async def send(self, event: Any) -> None:
         self.sends += 1
-        await self.reads.acquire()
+        if event["type"] != "websocket.close" or not self.takes_closes:
+            await self.reads.acquire()
         await self._send(event)
 
     def stop_reading(self) -> None:
@@ -146,6 +148,33 @@ async def test_a_client_that_does_not_read_its_close_is_cut_off(
         async with asyncio.timeout(WAIT):
             await server.transport.cut.wait()
         server.read(ALL)
+
+
+@override_settings(PGNOTIFY_GQL={"SLOW_CLIENT_TIMEOUT": 0.2})
+async def test_a_client_is_cut_off_also_when_the_close_went_into_a_buffer_of_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "CLOSE_TIMEOUT", 0.2)
+    server = Server()
+    async with open_socket(server) as socket:
+        await socket.init()
+        server.stop_reading()
+        server.takes_closes = True
+        socket.subscribe("{ hello }")
+        assert (await socket.closed()).code == 1013
+        async with asyncio.timeout(WAIT):
+            await server.transport.cut.wait()
+
+
+async def test_a_client_that_reads_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "CLOSE_TIMEOUT", 0.0)
+    server = Server()
+    async with open_socket(server) as socket:
+        await socket.init()
+        socket.text("nonsense")
+        assert (await socket.closed()).code == 4400
+        await quiet()
+    assert not server.transport.cut.is_set()
 
 
 @override_settings(PGNOTIFY_GQL={"SLOW_CLIENT_TIMEOUT": 0.2})

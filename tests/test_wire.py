@@ -23,6 +23,7 @@ class TwistedTransport:
     """What a wire uses of Twisted's transports."""
 
     def __init__(self) -> None:
+        self.connected = True
         self.producer: Any = "that of the handshake"
         self.aborted = False
 
@@ -36,6 +37,7 @@ class TwistedTransport:
         self.producer = None
 
     def abortConnection(self) -> None:  # noqa: N802
+        assert self.connected
         self.aborted = True
 
 
@@ -138,6 +140,14 @@ async def test_a_twisted_connection_is_waited_for_while_its_buffer_is_full() -> 
     # The connection is lost.
     producer.stopProducing()
     await waiting
+
+
+async def test_a_connection_that_has_ended_cannot_be_cut() -> None:
+    daphne = Daphne()
+    found = wire_under(daphne.send)
+    daphne.protocol.transport.connected = False
+    found.cut()
+    assert not daphne.protocol.transport.aborted
 
 
 async def test_an_unknown_server_is_served_without(caplog: pytest.LogCaptureFixture) -> None:

@@ -57,6 +57,8 @@ class Outbox:
         self._heard = asyncio.Event()
         self._drained = asyncio.Event()
         self._closed = False
+        self.given_up = False
+        """Whether the client was stuck."""
         self._writing: asyncio.Task[None] | None = None
         # When, by the loop's time, the frame that is being written was begun. A time-out for each would cost as much as
         # writing it.
@@ -131,6 +133,7 @@ class Outbox:
         return self._patience if since is None else since + self._patience - asyncio.get_running_loop().time()
 
     def _give_up(self) -> None:
+        self.given_up = True
         self.discard()
         self._stuck()
 

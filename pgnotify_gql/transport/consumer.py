@@ -37,7 +37,7 @@ PROTOCOLS: tuple[type[Connection], ...] = (GraphqlTransportWs, GraphqlWs)
 """In the order of our preference: a client may offer both."""
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds that a client which did not read has to read its close, where the server waits for that."""
+"""Seconds that a client which did not read has to make room for its close, and then again to read it."""
 
 
 class GraphqlSubscriptionConsumer(GraphqlApplication):
@@ -164,6 +164,10 @@ class _Socket:
         except TimeoutError:
             logger.debug("a client does not read its close; its connection is cut")
             self._wire.cut()
+        else:
+            if self._outbox.given_up:
+                # The close may have gone no further than into the server's buffer, and would keep it for good.
+                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._wire.cut)
 
     async def _write(self, frame: str) -> None:
         await self._wire.writable()

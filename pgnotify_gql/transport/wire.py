@@ -37,7 +37,7 @@ class Wire(ABC):
 
     @abstractmethod
     def cut(self) -> None:
-        """End the connection, whatever still waits in it."""
+        """End the connection, if it has not ended, whatever still waits in it."""
 
 
 class UnknownWire(Wire):
@@ -78,7 +78,9 @@ class TwistedWire(Wire):
         await self._resumed.wait()
 
     def cut(self) -> None:
-        self._transport.abortConnection()
+        # With TLS it fails when it comes too late.
+        if self._transport.connected:
+            self._transport.abortConnection()
 
     def pauseProducing(self) -> None:  # noqa: N802  (Twisted's name)
         self._resumed.clear()
