@@ -35,11 +35,11 @@ class Shown:
         self._say("  " + ", ".join(f"{name} {number(value)}".strip() for name, value in figures.items()))
 
     def failed(self, what: str, why: str) -> None:
-        self._console.print(escape(f"{what} failed: {why}"), style="red")
+        self._console.print(escape(f"{what} failed: {why}"), style="red", soft_wrap=True)
 
     def _say(self, sentence: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(escape(sentence))
+            self._console.print(escape(sentence), soft_wrap=True)
 
 
 @contextmanager

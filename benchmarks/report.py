@@ -25,7 +25,7 @@ def print_report(console: Console, reports: Sequence[Report], conditions: Mappin
         for what, why in _failures(report):
             console.print(Text(f"{what} failed: {why}", style="red"))
     for name, value in _all_conditions(reports, conditions).items():
-        console.print(Text(f"{name}: {value}", style="dim"))
+        console.print(Text(f"{name}: {value}", style="dim"), soft_wrap=True)
 
 
 def _table(reports: Sequence[Report]) -> Table:
@@ -42,7 +42,8 @@ def _table(reports: Sequence[Report]) -> Table:
 
 def _row(result: Result) -> list[Text]:
     comparison = result.comparison
-    against = f", against {comparison.baseline.name}" if comparison.baseline else ""
+    other = comparison.baseline if comparison.baseline is not comparison.ours else None
+    against = f", against {other.name}" if other else ""
     reached = {True: Text("yes", style="green"), False: Text("no", style="red"), None: Text("")}[result.reached]
     return [
         Text(f"  {comparison.name}: {comparison.ours.name}{against}"),
