@@ -10,7 +10,7 @@ from django.test import override_settings
 
 from pgnotify_gql.hub.feed import Feed
 from tests.support.databases import Database
-from tests.support.initial import declare_initial, has_been_led, live
+from tests.support.initial import declare_initial, live
 from tests.support.layers import default_layer
 from tests.support.subscribers import Chat, subscribers
 
@@ -21,7 +21,6 @@ MISSED = 2_000
 
 @pytest.fixture
 def chat(database_triggers: Database) -> Iterator[Chat]:
-    has_been_led(database_triggers)
     with default_layer():
         yield Chat(database_triggers)
 

@@ -16,7 +16,7 @@ from pgnotify_gql.hub import Audience
 from pgnotify_gql.subscriptions import Subscription
 from tests.support.databases import Database, used_by_django
 from tests.support.feed import Room
-from tests.support.initial import declare_initial, empty_journal, every_message, has_been_led, live, up_to, up_to_change
+from tests.support.initial import declare_initial, empty_journal, every_message, live, up_to, up_to_change
 from tests.support.layers import default_layer
 from tests.support.subscribers import Chat, Seen, declare, inline_feed, next_change, returns, subscribers
 
@@ -30,7 +30,6 @@ WHO = "subscription { changes { text username private } }"
 
 @pytest.fixture
 def chat(database_triggers: Database) -> Iterator[Chat]:
-    has_been_led(database_triggers)
     with inline_feed():
         yield Chat(database_triggers)
 
@@ -378,8 +377,6 @@ class TestDatabases:
         room, titles = Room(database), second_database.connect()
         titles.execute("insert into conversations_conversation (title) values ('title')")
         room.say("message")
-        for each in (database, second_database):
-            has_been_led(each)
         schema = declare_initial(
             state,
             returns([Message, Conversation]),

@@ -18,11 +18,11 @@ from pgnotify_gql.hub import Interest, Operation, Topic
 from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.stretch import Stretch
 from pgnotify_gql.journal.snapshot import Snapshot
-from pgnotify_gql.journal.state import ERA, Era
+from pgnotify_gql.journal.state import Era
 from pgnotify_gql.relay import Relay
 from tests.support.databases import Database
 from tests.support.feed import MESSAGE, Notebook, Room, eventually, feed_of, hub_of
-from tests.support.initial import declare_initial, has_been_led
+from tests.support.initial import another_era, declare_initial
 from tests.support.layers import default_layer
 from tests.support.subscribers import Chat, declare, returns, subscribers
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.postgres("18")
 
 @pytest.fixture
 def chat(database_triggers: Database) -> Iterator[Chat]:
-    """Nobody leads, and nobody has ever led."""
+    """Nobody leads."""
     with default_layer(), override_settings(PGNOTIFY_GQL={}):
         yield Chat(database_triggers)
 
@@ -42,7 +42,7 @@ async def test_a_state_that_knows_of_an_era_before_the_hub_does_is_sent_once(
     chat.insert("one")
     async with subscribers(declare(returns(Message)), chat.alice) as (other,):
         await other.subscribe()
-        has_been_led(database_triggers)
+        another_era(database_triggers)
         async with subscribers(declare_initial(), chat.alice) as (subscriber,):
             subscriber.socket.subscribe("subscription { changes { text } }")
             assert (await subscriber.result())["data"] == {"changes": {"text": "one"}}
@@ -124,9 +124,7 @@ async def test_the_live_marker_is_never_of_a_time_before_the_state(
 def _era_begins(database: Database, began: Snapshot) -> Era:
     with database.connect() as connection:
         connection.execute("update pgnotify_gql.journal_state set relayed = %s::pg_snapshot", [str(began)])
-        found = connection.execute(ERA).fetchone()
-        assert found is not None
-    return Era(found[0], Snapshot.parse(found[1]))
+    return another_era(database)
 
 
 def _now(database: Database) -> Snapshot:

@@ -26,7 +26,6 @@ from tests.support.initial import (
     declare_initial,
     empty_journal,
     every_message,
-    has_been_led,
     live,
     open_transactions,
     up_to,
@@ -44,7 +43,6 @@ BY_STATES = "not starts_with(application_name, 'pgnotify_gql ')"
 
 @pytest.fixture
 def chat(database_triggers: Database) -> Iterator[Chat]:
-    has_been_led(database_triggers)
     with inline_feed():
         yield Chat(database_triggers)
 

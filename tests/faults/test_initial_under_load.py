@@ -18,7 +18,7 @@ from pgnotify_gql.transport import GraphqlSubscriptionConsumer
 from tests.faults.load import Connect, Load
 from tests.support.databases import Database
 from tests.support.feed import Room, eventually
-from tests.support.initial import Told, declare_initial, has_been_led
+from tests.support.initial import Told, declare_initial
 from tests.support.layers import default_layer
 from tests.support.sockets import open_socket
 from tests.support.subscribers import QUERY, Subscriber
@@ -123,7 +123,6 @@ async def test_clients_that_subscribe_at_any_moment_see_one_history_without_a_ga
     database_triggers: Database, messages: int
 ) -> None:
     """With room for 1,000 messages, and with so little that they fall behind all the time."""
-    has_been_led(database_triggers)
     room, chance = Room(database_triggers), random.Random(11)
     load, bulk = Load(room, database_triggers.connect), Bulk(room, database_triggers.connect)
     applications = [

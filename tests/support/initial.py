@@ -10,7 +10,8 @@ import graphene
 
 from example.conversations.models import Message
 from pgnotify_gql.hub import Audience
-from pgnotify_gql.journal.state import ERA
+from pgnotify_gql.journal.snapshot import Snapshot
+from pgnotify_gql.journal.state import ERA, Era
 from pgnotify_gql.subscriptions import Subscription
 from tests.support.databases import Database
 from tests.support.subscribers import QUERY, Query, Seen, Subscriber, next_change, returns
@@ -111,10 +112,13 @@ def empty_journal(database: Database) -> None:
         )
 
 
-def has_been_led(database: Database) -> None:
-    """Let an era begin, as the first leader of a database does."""
+def another_era(database: Database) -> Era:
+    """Let the database have forgotten the era, as after a crash, and another begin, as the next leader has it."""
     with database.connect() as admin:
-        admin.execute(ERA)
+        admin.execute("delete from pgnotify_gql.journal_era")
+        found = admin.execute(ERA).fetchone()
+    assert found is not None
+    return Era(found[0], Snapshot.parse(found[1]))
 
 
 def open_transactions(database: Database, where: str = "true") -> list[Any]:
