@@ -1,8 +1,9 @@
 """
 What our triggers add to statements that write many rows at once.
 
-One statement of one client, which commits at once, on a table that was made anew before; our leader runs, and relays
-what it finds meanwhile.
+One statement of one client, which commits at once, on a table that was filled anew before; our leader runs, and relays
+what it finds meanwhile.  Two kinds of table: the barest there is, where nothing hides what a trigger adds, and one as
+Django makes it for a model with two foreign keys.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.support.postgres import (
     database,
     empty_journal,
     fill,
+    make_django_table,
     make_table,
     server,
     settle,
@@ -28,9 +30,11 @@ from benchmarks.support.postgres import (
 )
 from tests.support.watched import Connection
 
-WATCHED_TABLE = "watched"
-PLAIN_TABLE = "plain"
+WATCHED_TABLES = {"bare table": "watched", "two foreign keys": "watched_django"}
+PLAIN_TABLES = {"bare table": "plain", "two foreign keys": "plain_django"}
 SOURCE_TABLE = "source"
+
+COLUMNS = "id, name, version"
 
 TARGET = AtMost(1.15)
 
@@ -47,13 +51,15 @@ class Statements:
         return self._milliseconds(table, self.rows, partial(self._execute, f"update {table} set version = version + 1"))
 
     def insert(self, table: str) -> float:
-        return self._milliseconds(table, 0, partial(self._execute, f"insert into {table} select * from {SOURCE_TABLE}"))
+        return self._milliseconds(
+            table, 0, partial(self._execute, f"insert into {table} ({COLUMNS}) select * from {SOURCE_TABLE}")
+        )
 
     def copy(self, table: str) -> float:
         lines = "".join(f"{number}\titem {number}\t0\n" for number in range(self.rows))
 
         def copy() -> None:
-            with self.session.cursor() as cursor, cursor.copy(f"copy {table} from stdin") as out:
+            with self.session.cursor() as cursor, cursor.copy(f"copy {table} ({COLUMNS}) from stdin") as out:
                 out.write(lines)
 
         return self._milliseconds(table, 0, copy)
@@ -84,24 +90,31 @@ def world(plan: Plan) -> Iterator[World]:
     rows = plan.pick(50_000, 5_000)
     with server(plan) as postgres, database(postgres) as made:
         session = made.connect()
-        for table in (WATCHED_TABLE, PLAIN_TABLE, SOURCE_TABLE):
+        for table in (WATCHED_TABLES["bare table"], PLAIN_TABLES["bare table"], SOURCE_TABLE):
             make_table(session, table, rows)
-        watch_table(WATCHED_TABLE)
+        for table in (WATCHED_TABLES["two foreign keys"], PLAIN_TABLES["two foreign keys"]):
+            make_django_table(session, table)
+        for table in WATCHED_TABLES.values():
+            watch_table(table)
         statements = Statements(session, rows, plan.pick(5, 1))
         comparisons = [
-            _compare(f"UPDATE of {rows:,} rows", statements.update),
-            _compare(f"INSERT ... SELECT of {rows:,} rows", statements.insert),
-            _compare(f"COPY of {rows:,} rows", statements.copy),
+            _compare(f"{name}, {rows:,} rows, {kind}", kind, statement)
+            for kind in WATCHED_TABLES
+            for name, statement in (
+                ("UPDATE", statements.update),
+                ("INSERT ... SELECT", statements.insert),
+                ("COPY", statements.copy),
+            )
         ]
         with leader(made):
             yield World(comparisons, conditions(postgres))
 
 
-def _compare(name: str, statement: Callable[[str], float]) -> Comparison:
+def _compare(name: str, kind: str, statement: Callable[[str], float]) -> Comparison:
     return Comparison(
         name,
-        Variant("triggers, keys only", partial(statement, WATCHED_TABLE)),
-        Variant("no trigger", partial(statement, PLAIN_TABLE)),
+        Variant("triggers, keys only", partial(statement, WATCHED_TABLES[kind])),
+        Variant("no trigger", partial(statement, PLAIN_TABLES[kind])),
         "ms",
         TARGET,
     )

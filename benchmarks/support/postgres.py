@@ -68,10 +68,25 @@ def make_table(session: Connection, name: str, rows: int = ROWS) -> None:
     fill(session, name, rows)
 
 
+def make_django_table(session: Connection, name: str) -> None:
+    """Make an empty table as Django makes it for a model with two foreign keys: three indexes, full pages."""
+    session.execute("create table if not exists other (id bigint primary key)")
+    session.execute("insert into other select generate_series(1, 1000) on conflict do nothing")
+    session.execute(
+        f"create table {name} (id bigint primary key, name text not null, version int not null,"
+        " one_id bigint not null default 1 references other deferrable initially deferred,"
+        " two_id bigint not null default 2 references other deferrable initially deferred)"
+    )
+    for column in ("one_id", "two_id"):
+        session.execute(f"create index on {name} ({column})")
+
+
 def fill(session: Connection, name: str, rows: int = ROWS) -> None:
     """Put that many rows into a table, and nothing else."""
     session.execute(f"truncate {name}")
-    session.execute(f"insert into {name} select i, 'item ' || i, 0 from generate_series(1, {rows}) as i")
+    session.execute(
+        f"insert into {name} (id, name, version) select i, 'item ' || i, 0 from generate_series(1, {rows}) as i"
+    )
     session.execute(f"vacuum analyze {name}")
 
 
