@@ -392,6 +392,25 @@ class TestOperationsOfTheHub:
         assert result["data"] == {"changes": {"sum": 2}}
         assert Cursor.read(result["extensions"]["cursor"])
 
+    async def test_a_cursor_is_of_the_field_and_its_arguments_whatever_is_selected(self, bench: Bench) -> None:
+        async def subject(query: str, **request: Any) -> str:
+            async with bench.subscribed(query, **request) as operation:
+                return operation.interest.subject
+
+        asked = await subject("subscription { changes { thread } }")
+        assert await subject("subscription Named { mine: changes { sum(a: 1) loaded } }") == asked
+        variables = "subscription S($room: Int) { changes(room: $room) { thread } }"
+        fragment = "subscription {{ ...F }} fragment F on Subscription {{ changes(room: {}) {{ thread }} }}"
+        others = [
+            await subject("subscription { changes(room: 1) { thread } }"),
+            await subject("subscription { changes(room: 2) { thread } }"),
+            await subject(variables, variables={"room": 1}),
+            await subject(variables, variables={"room": 2}),
+            await subject(fragment.format(1)),
+            await subject(fragment.format(2)),
+        ]
+        assert len({asked, *others}) == 1 + len(others)
+
     async def test_a_skipped_change_has_no_result(self, bench: Bench) -> None:
         async with bench.subscribed("subscription { changes { thread } }") as operation:
             assert await executed(operation, None) is None

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -244,6 +245,27 @@ async def test_a_cursor_of_another_subscription_is_answered_with_a_resync(databa
     assert other.resyncs == [
         "the cursor is of another subscription, or of a journal, or a part of it, that is no longer there"
     ]
+
+
+@pytest.mark.postgres("18")
+async def test_a_cursor_of_the_same_model_with_other_arguments_is_answered_with_a_resync(
+    database_triggers: Database,
+) -> None:
+    room, client = Room(database_triggers), Client(Message)
+    async with fed(database_triggers, InMemoryChannelLayer()) as (hub, _):
+        async with client.subscribed(hub):
+            room.say("one")
+            await client.has("one")
+        client.interest = replace(client.interest, subject="another room")
+        async with client.subscribed(hub):
+            await client.until(lambda: bool(client.resyncs))
+            room.say("two")
+            await client.has("two")
+        room.say("three")
+        async with client.subscribed(hub):
+            await client.has("three")
+    assert client.received == ["one", "two", "three"]
+    assert len(client.resyncs) == 1
 
 
 @pytest.mark.parametrize("token", ["", "forged", "W10:1x:abc", 5, None, [], {"a": 1}])

@@ -71,6 +71,7 @@ class _CatchUp:
         self._operation = operation
         hub.detach(operation)
         self._journals = operation.cursor.journals
+        self._foreign = operation.cursor.subject != operation.interest.subject
         self._models = operation.interest.models
         self._positions = dict(operation.cursor.positions)
         self._cohort = hub.cohort_of(operation, operation.cursor)
@@ -192,7 +193,7 @@ class _CatchUp:
         """Raise CursorTooOldError where the feeds are in journals, or eras of them, that do not know the positions."""
         interest = self._operation.interest
         journals = self._hub.journals(interest)
-        if not self._cursor().fits(interest.models, journals):
+        if self._foreign or not self._cursor().fits(interest.models, journals):
             raise CursorTooOldError(FOREIGN)
         self._journals = journals
 
@@ -218,7 +219,7 @@ class _CatchUp:
         self._hub.executor.submit(self._cohort, Resync(cursor, reason, anew))
 
     def _cursor(self) -> Cursor:
-        return Cursor(dict(self._positions), self._journals)
+        return Cursor(dict(self._positions), self._journals, self._operation.interest.subject)
 
     async def _retrying(self, step: Callable[[], Awaitable[None]]) -> None:
         """Wait for a database that is lost, and go on from where it was."""

@@ -51,26 +51,32 @@ class Journal:
 
 @dataclass(frozen=True, eq=False)
 class Cursor:
-    """A position for each model, and the journals that they are positions in, by database."""
+    """
+    A position for each model, and the journals that they are positions in, by database.
+
+    `subject` tells what was asked for: a client that asks for something else has not seen what came before.
+    """
 
     positions: Mapping[Model, Position]
     journals: Mapping[str, Journal]
+    subject: str = ""
 
     @cached_property
     def token(self) -> str:
         """What a client is given; made when first asked for, since signing takes 30 us."""
         journals = {database: [journal.id, journal.era] for database, journal in self.journals.items()}
         positions = [[*model, str(position)] for model, position in self.positions.items()]
-        return signing.dumps([journals, positions], salt=SALT)
+        return signing.dumps([journals, positions, self.subject], salt=SALT)
 
     @classmethod
     def read(cls, token: Any) -> Cursor:
         """Return what was given to a client.  Raises CursorError for anything that is not signed by this site."""
         try:
-            journals, positions = signing.loads(token, salt=SALT)
+            journals, positions, subject = signing.loads(token, salt=SALT)
             return cls(
                 {(database, label): Position.parse(position) for database, label, position in positions},
                 {database: Journal(*journal) for database, journal in journals.items()},
+                subject,
             )
         except (signing.BadSignature, ValueError, TypeError, AttributeError) as error:
             raise CursorError("the cursor is not one of this site: subscribe without it") from error

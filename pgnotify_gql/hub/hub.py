@@ -141,7 +141,7 @@ class Hub:
         positions = {
             model: self._dispatching.get(model) or self._feeds[model[0]].position(model[1]) for model in interest.models
         }
-        return Cursor(positions, self.journals(interest))
+        return Cursor(positions, self.journals(interest), interest.subject)
 
     def journals(self, interest: Interest) -> dict[str, Journal]:
         """Return the journals of an interest's models, by database."""
@@ -169,12 +169,12 @@ class Hub:
                 try:
                     for change in row.changes(source):
                         self._dispatching[model] = stretch.position(row, change.index + 1)
-                        cursors: dict[tuple[Model, ...], Cursor] = {}
+                        cursors: dict[Hashable, Cursor] = {}
                         for cohort in self._index.find(change):
-                            models = cohort.interest.models
-                            cursor = cursors.get(models)
+                            key = cohort.interest.models, cohort.interest.subject
+                            cursor = cursors.get(key)
                             if cursor is None:
-                                cursor = cursors[models] = self.standing(cohort.interest)
+                                cursor = cursors[key] = self.standing(cohort.interest)
                             self.executor.submit(cohort, Due(change, cursor))
                         await self.executor.room()
                 except Exception:

@@ -127,7 +127,8 @@ class _Reading:
                     break
                 self.lines.write(self._settled(outcome).encode() + b"\n")
         journals = {database: Journal.of(found) for database, found in joined.items()}
-        return Cursor({model: Position(joined[model[0]].cursor) for model in self.interest.models}, journals)
+        positions = {model: Position(joined[model[0]].cursor) for model in self.interest.models}
+        return Cursor(positions, journals, self.interest.subject)
 
     def _settled(self, outcome: str | Awaitable[str]) -> str:
         if not inspect.isawaitable(outcome):

@@ -42,11 +42,13 @@ class Interest:
 
     It counts as an asynchronous iterable for graphql-core, but only a hub can serve it.  `initial` returns, for the
     context that executions have, the values of the current state, if they are to be sent before anything else.
+    `subject` tells one question from another, whoever asks.
     """
 
     topics: tuple[Topic, ...]
     audience: Audience = Audience.NOBODY
     initial: Callable[[Any], Iterable[Any]] | None = field(default=None, compare=False)
+    subject: str = ""
 
     @cached_property
     def models(self) -> tuple[tuple[str, str], ...]:

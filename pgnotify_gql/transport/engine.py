@@ -21,20 +21,23 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from django.db import InterfaceError, OperationalError
 from graphql import (
     DocumentNode,
     ExecutionResult,
+    FieldNode,
     GraphQLError,
     GraphQLSchema,
     OperationType,
     create_source_event_stream,
     execute,
     get_operation_ast,
+    print_ast,
 )
 
 from ..errors import CursorError, PgnotifyGqlError
@@ -93,6 +96,7 @@ class GraphqlEngine:
 
     async def _feed(self, interest: Interest, execution: _Execution, request: Request, results: Results) -> None:
         since = _since(request)
+        interest = replace(interest, subject=execution.subject)
         execution.share(interest.audience)
         # Until cancelled: an operation of the hub has no end of its own.
         share = execution.share_key(interest.audience)
@@ -153,6 +157,19 @@ class _Execution:
         if isinstance(source, ExecutionResult):
             raise _request_error(source.errors or [])
         return source
+
+    @property
+    def subject(self) -> str:
+        """Return a digest of the field and its arguments, and not of the selection: what is asked for, not how much."""
+        operation = get_operation_ast(self.document, self.request.operation_name)
+        assert operation is not None, "it has been subscribed to"
+        variables = json.dumps(self.request.variables or {}, sort_keys=True)
+        (first, *_) = operation.selection_set.selections
+        if isinstance(first, FieldNode):
+            asked = [first.name.value, *sorted(map(print_ast, first.arguments))]
+        else:
+            asked = [print_ast(self.document)]  # the field is in a fragment, or in one of that
+        return sha256(json.dumps([asked, variables]).encode()).hexdigest()[:16]
 
     def share(self, audience: Audience) -> None:
         """From now on execute as everybody of the audience."""
