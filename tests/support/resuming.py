@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -60,9 +60,16 @@ class Resumer:
                 with suppress(OSError):
                     socket.socket.shutdown(2)
 
-    def read(self, socket: ClientConnection) -> None:
-        """Read one result.  Raises RefusedError."""
-        while (message := json.loads(socket.recv(TIMEOUT)))["type"] in ("ka", "ping"):
+    def read_first(self, socket: ClientConnection, write: Callable[[], object]) -> None:
+        """Read the first result: `write` is called until there is one, for nothing tells when a plain one is live."""
+        while True:
+            write()
+            with suppress(TimeoutError):
+                return self.read(socket, 0.5)
+
+    def read(self, socket: ClientConnection, timeout: float = TIMEOUT) -> None:
+        """Read one result.  Raises RefusedError, and TimeoutError after so many seconds."""
+        while (message := json.loads(socket.recv(timeout)))["type"] in ("ka", "ping"):
             if message["type"] == "ping":
                 self._send(socket, "pong")
         if message["type"] == "error":
