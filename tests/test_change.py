@@ -21,7 +21,7 @@ from pgnotify_gql.capture.installer import plan_install
 from pgnotify_gql.capture.watch import Watch
 from pgnotify_gql.journal import Change, JournalRow
 from tests.support.databases import Database
-from tests.support.watched import Item, make_model, watched
+from tests.support.watched import Item, make_model, micros, watched
 
 AT = datetime(2024, 2, 29, tzinfo=UTC)
 
@@ -52,7 +52,7 @@ class Fruits:
 
 
 def changes(rows: Any, *, kind: Kind = Kind.UPDATE, context: str | None = None) -> list[Change]:
-    row = JournalRow(17, 900, "stock.fruit", kind, json.dumps(rows), AT, context)
+    row = JournalRow(17, 900, "stock.fruit", kind, json.dumps(rows), micros(AT), context)
     return row.changes(Fruits())
 
 
@@ -114,7 +114,7 @@ class TestChange:
         assert change().keys == {"id": 7}
 
     def test_numbers_keep_all_their_digits(self) -> None:
-        (row,) = JournalRow(1, 1, "x", Kind.INSERT, '[[[1], null, {"n": 0.12345678901234567890}]]', AT).changes(
+        (row,) = JournalRow(1, 1, "x", Kind.INSERT, '[[[1], null, {"n": 0.12345678901234567890}]]', micros(AT)).changes(
             Fruits()
         )
         assert row.new == {"n": Decimal("0.12345678901234567890")}

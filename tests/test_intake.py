@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -24,6 +24,7 @@ from pgnotify_gql.relay.messages import (
     heartbeat_message,
 )
 from tests.support.feed import in_order_per_row
+from tests.support.watched import micros
 
 LABEL = "one.model"
 
@@ -31,7 +32,7 @@ AT = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def row(number: int, xid: int) -> JournalRow:
-    return JournalRow(number, xid, LABEL, Kind.UPDATE, "[[[1]]]", AT)
+    return JournalRow(number, xid, LABEL, Kind.UPDATE, "[[[1]]]", micros(AT))
 
 
 def at(xid: int) -> Snapshot:
@@ -246,7 +247,7 @@ class Journal:
             return  # it would wait for the row's lock
         self.running[xid].append(key)
         self.clock += timedelta(seconds=1)
-        self.rows.append(replace(row(len(self.rows) + 1, xid), at=self.clock))
+        self.rows.append(row(len(self.rows) + 1, xid)._replace(micros=micros(self.clock)))
         self.keys[self.clock] = key
 
     def end(self, xid: int) -> None:

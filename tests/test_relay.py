@@ -25,6 +25,7 @@ from pgnotify_gql.relay.messages import (
 )
 from tests.support.databases import Database
 from tests.support.feed import EVENT_TIMEOUT, MESSAGE, Room, leading
+from tests.support.watched import micros
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
@@ -33,7 +34,7 @@ ERA = Era("7", BEFORE)
 
 
 def row(number: int, label: str = "one.model", rows: str = "[[[1]]]", context: str | None = None) -> JournalRow:
-    return JournalRow(number, 10 + number, label, Kind.UPDATE, rows, AT, context)
+    return JournalRow(number, 10 + number, label, Kind.UPDATE, rows, micros(AT), context)
 
 
 def batch(*rows: JournalRow) -> Batch:
@@ -259,7 +260,9 @@ async def test_a_message_survives_every_layer(layer: BaseChannelLayer) -> None:
     for group in (names.model_group("one.model"), names.heartbeat_group()):
         await layer.group_add(group, channel)
     rows = [
-        JournalRow(2**62, 2**63 + 5, "one.model", Kind.INSERT, '[[[1], null, {"text": "\U0001f600\\u0000"}]]', AT),
+        JournalRow(
+            2**62, 2**63 + 5, "one.model", Kind.INSERT, '[[[1], null, {"text": "\U0001f600\\u0000"}]]', micros(AT)
+        ),
         row(2, context="{}"),
     ]
     relay = Relay(layer)

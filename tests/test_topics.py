@@ -16,7 +16,7 @@ from pgnotify_gql.errors import TopicError
 from pgnotify_gql.hub.topics import Topic, TopicIndex
 from pgnotify_gql.journal.change import Change, JournalRow
 from tests.support.feed import CONVERSATION, MESSAGE
-from tests.support.watched import make_model
+from tests.support.watched import make_model, micros
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -24,7 +24,7 @@ AT = datetime(2026, 1, 2, tzinfo=UTC)
 def change(kind: Kind, rows: str, label: str = MESSAGE) -> Change:
     watch = registry.get(label)
     assert watch is not None
-    (only,) = JournalRow(1, 1, label, kind, rows, AT).changes(watch)
+    (only,) = JournalRow(1, 1, label, kind, rows, micros(AT)).changes(watch)
     return only
 
 
@@ -204,7 +204,7 @@ def test_json_that_cannot_be_looked_up_reaches_nobody_who_waits_for_something_el
             ('[[[1], null, {"data": {"a": [1]}}]]', ["all"]),
             ('[[[1], null, {"data": "x"}]]', ["all", "text"]),
         ):
-            (only,) = JournalRow(1, 1, watch.label, Kind.INSERT, rows, AT).changes(watch)
+            (only,) = JournalRow(1, 1, watch.label, Kind.INSERT, rows, micros(AT)).changes(watch)
             assert sorted(index.find(only)) == found
     finally:
         registry.remove(watch.label)

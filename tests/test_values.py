@@ -47,7 +47,7 @@ from pgnotify_gql.capture.watch import Watch
 from pgnotify_gql.journal import JournalRow
 from tests.support.databases import Database, forget_connections, migrated_template, new_database, used_by_django
 from tests.support.postgres import PostgresServer
-from tests.support.watched import LINE_SQL, Item, Line, WatchedTable, make_model, watched
+from tests.support.watched import LINE_SQL, Item, Line, WatchedTable, make_model, micros, watched
 
 AnyField: TypeAlias = "models.Field[Any, Any]"
 MakeField = Callable[..., Any]
@@ -615,14 +615,14 @@ class TestMissing:
     def test_a_column_that_only_one_image_lacks_changed(self) -> None:
         watch = Watch(Item, ("name", "version"))
         images = '{"name": {"pgnotify_gql_missing": "old"}, "version": 1}, {"name": "tea", "version": 1}'
-        (change,) = JournalRow(1, 1, "x", Kind.UPDATE, f"[[[1], {images}]]", NOW).changes(watch)
+        (change,) = JournalRow(1, 1, "x", Kind.UPDATE, f"[[[1], {images}]]", micros(NOW)).changes(watch)
         assert change.changed == {"name"}
         assert change.old == {"version": 1}
 
     @pytest.mark.parametrize("key", [[None], [], [1, 2]])
     def test_a_key_that_is_not_known_is_none(self, key: list[Any], warnings: Callable[[], list[str]]) -> None:
         watch = Watch(Item, "__all__")
-        row = JournalRow(1, 1, "x", Kind.INSERT, json.dumps([[key, None, {"id": None, "name": "tea"}]]), NOW)
+        row = JournalRow(1, 1, "x", Kind.INSERT, json.dumps([[key, None, {"id": None, "name": "tea"}]]), micros(NOW))
         (change,) = row.changes(watch)
         assert (change.pk, change.keys, change.new, change.instance) == (None, {}, {"name": "tea"}, None)
         assert len(warnings()) == 1
@@ -790,7 +790,7 @@ class TestWhatPythonCannotHold:
         assert second.instance.value == text
 
     def test_nor_an_integer_of_too_many_digits_inside_json(self) -> None:
-        (raw,) = JournalRow(1, 1, "x", Kind.INSERT, f'[[[1], null, {{"a": 1{"0" * 5000}}}]]', NOW).changes(AsItIs())
+        (raw,) = JournalRow(1, 1, "x", Kind.INSERT, f'[[[1], null, {{"a": 1{"0" * 5000}}}]]', 0).changes(AsItIs())
         assert decode(models.JSONField(), values_in(raw.new)) == f'{{"a": 1{"0" * 5000}}}'
 
     def test_json_as_deep_as_python_reads_is_read(self) -> None:

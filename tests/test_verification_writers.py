@@ -25,7 +25,7 @@ from tests.support.feed import eventually
 NAME = "pgnotify_gql verify writer of a test"
 
 JOURNALED = """
-    select id, xid::text::bigint, label, kind, rows::text, at, context from pgnotify_gql.journal
+    select id, xid::text::bigint, label, kind, rows::text, 0, context from pgnotify_gql.journal
     where label = %s order by id
 """
 

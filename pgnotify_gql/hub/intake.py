@@ -127,4 +127,4 @@ class Intake:
 
 
 def _mark(row: JournalRow) -> int:
-    return hash((row.id, row.xid, row.at))
+    return hash((row.id, row.xid, row.micros))

@@ -9,7 +9,6 @@ integers, lists and dictionaries.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Literal, TypedDict
 
 from ..journal.change import JournalRow
@@ -23,8 +22,8 @@ MESSAGE_BYTES = 500_000
 """Row text in one message; a single larger journal row travels alone. Redis and its clients bear far more, but a
 message is held in memory once for every process."""
 
-WireRow = tuple[int, int, str, str, str, str | None]
-"""id, xid, kind, rows, at (ISO 8601), context."""
+WireRow = tuple[int, int, str, str, int, str | None]
+"""id, xid, kind, rows, micros, context: a journal row without its label."""
 
 
 class ChangesMessage(TypedDict):
@@ -82,7 +81,7 @@ def changes_message(
         "seq": seq,
         "before": str(before),
         "after": str(after),
-        "rows": [(row.id, row.xid, row.kind, row.rows, row.at.isoformat(), row.context) for row in rows],
+        "rows": [row[:2] + row[3:] for row in rows],
     }
 
 
@@ -102,8 +101,8 @@ def heartbeat_message(database: str, epoch: int, era: Era, cursor: Snapshot, seq
 def journal_rows(message: ChangesMessage) -> list[JournalRow]:
     """Return the journal rows of a message."""
     return [
-        JournalRow(row_id, xid, message["label"], kind, rows, datetime.fromisoformat(at), context)
-        for row_id, xid, kind, rows, at, context in message["rows"]
+        JournalRow(row_id, xid, message["label"], kind, rows, micros, context)
+        for row_id, xid, kind, rows, micros, context in message["rows"]
     ]
 
 

@@ -8,6 +8,7 @@ sees their watches, which stay out of the registry.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import psycopg
@@ -19,7 +20,7 @@ from pgnotify_gql.capture.catalog import Status
 from pgnotify_gql.capture.installer import execute, plan_install
 from pgnotify_gql.capture.kinds import ALL_KINDS, Kind
 from pgnotify_gql.capture.watch import Watch
-from pgnotify_gql.journal.change import Change, JournalRow
+from pgnotify_gql.journal.change import EPOCH, Change, JournalRow
 from pgnotify_gql.journal.reader import COLUMNS
 from tests.support.databases import Database
 
@@ -142,6 +143,11 @@ def journal_rows(connection: Connection, *, after: int = 0) -> list[JournalRow]:
     """The rows of the journal, in order of their ids."""
     found = connection.execute(f"select {COLUMNS} from pgnotify_gql.journal where id > {after} order by id")
     return [
-        JournalRow(row_id, xid, label, Kind(kind), rows, at, context)
-        for row_id, xid, label, kind, rows, at, context in found
+        JournalRow(row_id, xid, label, Kind(kind), rows, micros, context)
+        for row_id, xid, label, kind, rows, micros, context in found
     ]
+
+
+def micros(time: datetime) -> int:
+    """A time as the journal's rows have it."""
+    return (time - EPOCH) // timedelta(microseconds=1)
