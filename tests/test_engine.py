@@ -19,6 +19,7 @@ from pgnotify_gql.hub import Audience, Event, Interest, Operation
 from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
+from pgnotify_gql.hub.payloads import Payloads
 from pgnotify_gql.journal.change import Change
 from pgnotify_gql.transport.context import OperationRequest
 from pgnotify_gql.transport.documents import Documents
@@ -171,9 +172,10 @@ class Collected:
     def send(self, payload: str) -> None:
         self.results.append(self.read(payload))
 
-    def offer(self, payload: str) -> bool:
-        self.send(payload)
-        return True
+    def offer(self, payloads: Payloads) -> int:
+        for payload in payloads:
+            self.send(payload)
+        return len(payloads)
 
     async def room(self) -> None:
         pass
@@ -382,9 +384,9 @@ class TestOperationsOfTheHub:
 
     async def test_results_it_is_delivered_are_emitted(self, bench: Bench) -> None:
         async with bench.subscribed("subscription { changes { thread } }") as operation:
-            assert operation.outlet.offer("one")
-            assert operation.outlet.offer("two")
-        assert bench.results == ["one", "two"]
+            assert operation.outlet.offer(Payloads("one")) == 1
+            assert operation.outlet.offer(Payloads("two", "three")) == 2
+        assert bench.results == ["one", "two", "three"]
 
     async def test_a_change_is_executed_with_the_selection_and_tells_its_cursor(self, bench: Bench) -> None:
         async with bench.subscribed("subscription { changes { sum(a: 1) } }") as operation:

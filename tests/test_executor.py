@@ -17,6 +17,7 @@ from pgnotify_gql.hub import executor as executor_module
 from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.executor import HOP_CHANGES, Executor
 from pgnotify_gql.hub.operations import Cohort, Interest, Operation
+from pgnotify_gql.hub.payloads import Payloads
 from tests.support.databases import Database
 from tests.support.feed import EVENT_TIMEOUT, Notebook, eventually
 
@@ -50,10 +51,10 @@ class Receiver(Notebook):
     def __str__(self) -> str:
         return f"{len(self.received)} results"
 
-    def offer(self, payload: str) -> bool:
-        self.received.append(payload)
+    def offer(self, payloads: Payloads) -> int:
+        self.received.extend(payloads)
         self.noted()
-        return True
+        return len(payloads)
 
     async def room(self) -> None:
         pass
@@ -241,7 +242,7 @@ async def test_closing_does_not_wait_for_ever_for_a_thread_that_is_in_the_middle
 
 async def test_a_subscriber_whose_delivery_raises_hurts_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Receiver):
-        def offer(self, payload: str) -> bool:
+        def offer(self, payloads: Payloads) -> int:
             raise RuntimeError("the socket is broken")
 
     # One thread, so that both are in one hop.

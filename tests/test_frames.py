@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgnotify_gql.transport.close_codes import REASON_BYTES, CloseCode, reason
-from pgnotify_gql.transport.frames import SHOWN, Frame, FrameError, message, result_message, shown
+from pgnotify_gql.transport.frames import SHOWN, Frame, FrameError, ResultEnvelope, message, shown
 
 DEEP = 100_000
 
@@ -129,7 +129,7 @@ def test_what_is_none_is_left_out_of_a_message() -> None:
 
 @given(st.text(min_size=1))
 def test_a_result_is_put_around_its_payload_whatever_the_id(operation_id: str) -> None:
-    frame = json.loads(result_message("next", operation_id, '{"data":null}'))
+    frame = json.loads(ResultEnvelope.of("next", operation_id)('{"data":null}'))
     assert frame == {"id": operation_id, "type": "next", "payload": {"data": None}}
 
 

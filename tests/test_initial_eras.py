@@ -16,6 +16,7 @@ from django.test import override_settings
 from example.conversations.models import Message
 from pgnotify_gql.hub import Interest, Operation, Topic
 from pgnotify_gql.hub.cursor import Cursor
+from pgnotify_gql.hub.payloads import Payloads
 from pgnotify_gql.hub.stretch import Stretch
 from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.journal.state import Era
@@ -56,10 +57,10 @@ class Outlet(Notebook):
         super().__init__()
         self.results: list[Any] = []
 
-    def offer(self, payload: str) -> bool:
-        self.results.append(json.loads(payload))
+    def offer(self, payloads: Payloads) -> int:
+        self.results.extend(map(json.loads, payloads))
         self.noted()
-        return True
+        return len(payloads)
 
     async def room(self) -> None:
         pass

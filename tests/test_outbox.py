@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from pgnotify_gql.hub.outbox import Outbox
+from pgnotify_gql.hub.payloads import Payloads
 from tests.support.feed import EVENT_TIMEOUT, NEVER, Notebook
 
 
@@ -154,7 +155,7 @@ async def test_a_tenth_is_kept_from_results_so_that_an_answer_finds_room(socket:
         (outbox_of(socket, messages=1000, size=20), "x"),
     ):
         offered = 0
-        while outbox.offer(frame):
+        while outbox.offer(Payloads(frame).framed(str)):
             offered += 1
         # The first frame does not count in bytes.
         assert offered in {18, 19}
@@ -164,19 +165,31 @@ async def test_a_tenth_is_kept_from_results_so_that_an_answer_finds_room(socket:
 
 async def test_an_offer_without_room_changes_nothing(socket: Socket) -> None:
     outbox = outbox_of(socket)
-    assert [outbox.offer(frame) for frame in ("one", "x" * 100, "two")] == [True, False, True]
+    offered = [Payloads("one"), Payloads("x" * 100), Payloads("two")]
+    assert [outbox.offer(each.framed(str)) for each in offered] == [1, 0, 1]
     outbox.close()
-    assert outbox.offer("late")
+    assert outbox.offer(Payloads("late", "later").framed(str)) == 2
     await finished(outbox)
     assert socket.sent == ["one", "two"]
     assert socket.overflows == 0
+
+
+async def test_of_several_as_many_are_taken_as_there_is_room_for(socket: Socket) -> None:
+    for outbox, most in ((outbox_of(socket, messages=10), 9), (outbox_of(socket, messages=100, size=20), 19)):
+        many = Payloads(*(str(number % 10) for number in range(30)))
+        assert outbox.offer(many.framed(str)) == most
+        assert outbox.offer(many.framed(str)) == 0
+        outbox.close()
+        await finished(outbox)
+        assert socket.sent == list(many)[:most]
+        socket.sent.clear()
 
 
 async def test_room_is_waited_for_until_half_has_been_written(socket: Socket) -> None:
     outbox = outbox_of(socket, messages=10)
     running = asyncio.create_task(outbox.run())
     socket.open.clear()
-    while outbox.offer("x"):
+    while outbox.offer(Payloads("x").framed(str)):
         pass
     room = asyncio.create_task(outbox.room())
     await socket.until(lambda: socket.entered == 1)

@@ -18,6 +18,7 @@ from pgnotify_gql.errors import CursorError
 from pgnotify_gql.hub import Interest, Operation, Topic
 from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.hub import Hub
+from pgnotify_gql.hub.payloads import Payloads
 from pgnotify_gql.journal import Change
 from pgnotify_gql.journal.reader import BATCH_ROWS
 from pgnotify_gql.relay import Relay
@@ -53,11 +54,16 @@ class Client(Notebook):
         pk, _, text = told(change)
         return json.dumps({"data": pk if text is None else text, "extensions": {"cursor": cursor.token}})
 
-    def offer(self, payload: str) -> bool:
-        if self._most is not None and self._unread >= self._most:
-            self.refused += 1
-            self.noted()
-            return False
+    def offer(self, payloads: Payloads) -> int:
+        for taken, payload in enumerate(payloads):
+            if self._most is not None and self._unread >= self._most:
+                self.refused += 1
+                self.noted()
+                return taken
+            self._take(payload)
+        return len(payloads)
+
+    def _take(self, payload: str) -> None:
         self._unread += 1
         result = json.loads(payload)
         self.cursor = result["extensions"]["cursor"]
@@ -66,7 +72,6 @@ class Client(Notebook):
         else:
             self.received.append(result["data"])
         self.noted()
-        return True
 
     async def room(self) -> None:
         while self._most is not None and self._unread >= self._most:

@@ -14,14 +14,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from django.db import connections
 
-from .operations import Cohort, Due, Marker
+from .operations import Cohort, Due, Executed, Marker
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -126,19 +126,22 @@ class Executor:
     async def _hop(self, cohorts: list[Cohort]) -> None:
         work = [(cohort, cohort.take(HOP_CHANGES)) for cohort in cohorts]
         taken = sum(len(numbered) for _, numbered in work)
-        executed = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
+        executing = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
         try:
             # Shielded: what a thread has begun comes back in any case, and coroutines that nobody awaits are closed.
-            outcomes = await asyncio.shield(executed)
+            outcomes = await asyncio.shield(executing)
             for (cohort, numbered), results in zip(work, outcomes, strict=True):
                 # Fewer results than changes: the hop's time was up.
                 left = numbered[len(results) :]
                 cohort.put_back(left)
                 taken -= len(left)
-                for (number, due), outcome in zip(numbered, results, strict=False):
-                    _deliver(cohort, number, due, await _settled(outcome))
+                executed = [
+                    Executed(number, due, await _settled(outcome) if inspect.isawaitable(outcome) else outcome)
+                    for (number, due), outcome in zip(numbered, results, strict=False)
+                ]
+                _deliver(cohort, executed)
         finally:
-            executed.add_done_callback(_close_coroutines)
+            executing.add_done_callback(_close_coroutines)
             self._idle += 1
             self._count(-taken)
             for cohort in cohorts:
@@ -192,16 +195,14 @@ def _executed(cohort: Cohort, due: Due | Marker) -> Outcome:
         return None
 
 
-def _deliver(cohort: Cohort, number: int, due: Due | Marker, payload: str | None) -> None:
+def _deliver(cohort: Cohort, executed: Sequence[Executed]) -> None:
     try:
-        cohort.deliver(number, due, payload)
+        cohort.deliver(executed)
     except Exception:
-        logger.exception("a result could not be delivered")
+        logger.exception("results could not be delivered")
 
 
-async def _settled(outcome: Outcome) -> str | None:
-    if not inspect.isawaitable(outcome):
-        return outcome
+async def _settled(outcome: Awaitable[str | None]) -> str | None:
     try:
         return await outcome
     except (Exception, asyncio.CancelledError):

@@ -32,6 +32,7 @@ from ..journal.position import Position
 from ..journal.state import JOIN, Joined
 from .cursor import Cursor, Journal
 from .operations import Interest, Operation, State
+from .payloads import Payloads
 from .reader import RETRY_FIRST, RETRY_MAX
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
         cursor: Cursor = await retrying(_Reading(state, operation.interest, spool).run, hub)
         spool.seek(0)
         for line in spool:
-            payload = line.decode()
+            payload = Payloads(line.decode())
             while not outlet.offer(payload):
                 await outlet.room()
     return cursor

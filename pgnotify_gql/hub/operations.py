@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from ..journal.change import Change
 from .cursor import Cursor
+from .payloads import Payloads
 from .topics import Topic
 
 
@@ -151,11 +153,19 @@ class Live(Marker):
         return {"live": True, "cursor": self.cursor.token}
 
 
+class Executed(NamedTuple):
+    """What was due in a cohort, its number there, and the JSON of its result, if there is anything to send."""
+
+    number: int
+    due: Due | Marker
+    payload: str | None
+
+
 class Outlet(Protocol):
     """Where the results of an operation go."""
 
-    def offer(self, payload: str) -> bool:
-        """Take the JSON of a result at once; return False when there is no room for it."""
+    def offer(self, payloads: Payloads) -> int:
+        """Take results at once, as many of the first as there is room for; return how many."""
 
     async def room(self) -> None:
         """Wait until there is plenty of room; whoever is stuck has the operation ended meanwhile."""
@@ -233,15 +243,34 @@ class Cohort:
         """Put back what was taken and not executed, to where it was."""
         self.pending.extendleft(reversed(due))
 
-    def deliver(self, number: int, due: Due | Marker, payload: str | None) -> None:
-        """Send a result, if there is one, to every member that had joined before its change."""
-        if payload is not None:
-            for operation in [member for member in self.members if member.joined_at < number]:
-                if not operation.outlet.offer(payload):
-                    self._let_go(operation, self.cursor)
-                elif isinstance(due, Resync) and due.anew:
+    def deliver(self, executed: Sequence[Executed]) -> None:
+        """Send what has a result to every member that had joined before its change."""
+        # Behind a resync with which the state begins anew, nothing is sent to those who were told.
+        ends = [place for place, each in enumerate(executed, 1) if isinstance(each.due, Resync) and each.due.anew]
+        begin = 0
+        for end in [*ends, len(executed)]:
+            self._deliver(executed[begin:end], anew=end in ends)
+            begin = end
+
+    def _deliver(self, executed: Sequence[Executed], *, anew: bool) -> None:
+        numbers, payloads, stands = list[int](), list[str](), [self.cursor]
+        for number, due, payload in executed:
+            if payload is None:
+                stands[-1] = due.cursor
+            else:
+                numbers.append(number)
+                payloads.append(payload)
+                stands.append(due.cursor)
+        if payloads:
+            results = Payloads(*payloads)
+            for operation in list(self.members):
+                missed = 0 if operation.joined_at < numbers[0] else bisect_right(numbers, operation.joined_at)
+                taken = missed + operation.outlet.offer(results.after(missed))
+                if taken < len(results):
+                    self._let_go(operation, stands[taken])
+                elif anew and missed < len(results):
                     self._let_go(operation, None)
-        self.cursor = due.cursor
+        self.cursor = stands[-1]
 
     def _let_go(self, operation: Operation, cursor: Cursor | None) -> None:
         del self.members[operation]

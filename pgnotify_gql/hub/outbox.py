@@ -21,6 +21,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from .payloads import Frames
+
 KEPT = 10
 """One part in so many is kept from results."""
 
@@ -56,6 +58,7 @@ class Outbox:
         self._filled = asyncio.Event()
         self._heard = asyncio.Event()
         self._drained = asyncio.Event()
+        self._drained.set()
         self._closed = False
         self.given_up = False
         """Whether the client was stuck."""
@@ -69,10 +72,20 @@ class Outbox:
         if not self._closed and not self._queue(frame, self._messages, self._size):
             self._give_up()
 
-    def offer(self, frame: str) -> bool:
-        """Queue a frame if there is room for it; return whether there was.  A closed outbox drops it."""
-        return self._closed or self._queue(
-            frame, self._messages - self._messages // KEPT, self._size - self._size // KEPT
+    def offer(self, frames: Frames) -> int:
+        """Queue as many of the first frames as there is room for; return how many.  A closed outbox drops them."""
+        count = len(frames.frames)
+        if self._closed:
+            return count
+        messages, size = self._messages - self._messages // KEPT, self._size - self._size // KEPT
+        # All at once: many sockets are offered the same.
+        if len(self._frames) + count <= messages and self._waiting + frames.size <= size:
+            self._frames.extend(frames.frames)
+            self._waiting += frames.size
+            self._filled.set()
+            return count
+        return next(
+            (taken for taken, frame in enumerate(frames.frames) if not self._queue(frame, messages, size)), count
         )
 
     def _queue(self, frame: str, messages: int, size: int) -> bool:
@@ -150,20 +163,21 @@ class Outbox:
                 return
 
     async def _write_next(self) -> None:
-        await self._until_read()
+        if self._ping is not None and self._unread + len(self._frames[0]) > self._size:
+            await self._until_read(self._ping)
         frame = self._frames.popleft()
         self._waiting -= len(frame)
-        if self._has_room:
+        if not self._drained.is_set() and self._has_room:
             self._drained.set()
         await self._write(frame)
         # Asked well before the limit, so that a client that does read is never waited for.
         if self._ping is not None and not self._asked and self._unread > self._size // 4:
             await self._write(self._ping)
 
-    async def _until_read(self) -> None:
-        while self._ping is not None and self._unread and self._unread + len(self._frames[0]) > self._size:
+    async def _until_read(self, ping: str) -> None:
+        while self._unread and self._unread + len(self._frames[0]) > self._size:
             if not self._asked:
-                await self._write(self._ping)
+                await self._write(ping)
             self._heard.clear()
             await self._heard.wait()
 

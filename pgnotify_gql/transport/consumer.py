@@ -21,6 +21,7 @@ from ..conf import Settings, get_settings
 from ..errors import ConfigurationError
 from ..hub import open_hub
 from ..hub.hub import Hub
+from ..hub.payloads import Frames
 from .close_codes import PRIVATE_CODES, CloseCode, reason
 from .context import OperationRequest
 from .draining import Visit, visits
@@ -135,8 +136,8 @@ class _Socket:
     def send(self, frame: str) -> None:
         self._outbox.put(frame)
 
-    def offer(self, frame: str) -> bool:
-        return self._outbox.offer(frame)
+    def offer(self, frames: Frames) -> int:
+        return self._outbox.offer(frames)
 
     async def room(self) -> None:
         await self._outbox.room()

@@ -11,9 +11,9 @@ import json
 import logging
 import random
 from collections.abc import Mapping
-from functools import lru_cache
 
 from ..conf import Settings
+from ..hub.payloads import Frames, Payloads
 from .close_codes import CloseCode
 from .mounting import Scope, Send, client_outbox
 from .wire import wire_under
@@ -59,14 +59,14 @@ class EventStream:
     def send(self, payload: str) -> None:
         self._outbox.put(next_event(payload))
 
-    def offer(self, payload: str) -> bool:
-        return self._outbox.offer(next_event(payload))
+    def offer(self, payloads: Payloads) -> int:
+        return self._outbox.offer(payloads.framed(next_event))
 
     async def room(self) -> None:
         await self._outbox.room()
 
     def keep_alive(self) -> None:
-        self._outbox.offer(COMMENT)
+        self._outbox.offer(_frames(COMMENT))
 
     def complete(self) -> None:
         """End behind what was sent before; the client has no reason to come back."""
@@ -107,16 +107,15 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": event.encode(), "more_body": True})
         self._written += len(event)
         if self._most is not None and self._written > self._most and event.startswith("id:"):
-            self._outbox.offer(_retry(RETRY_SOON))
+            self._outbox.offer(_frames(_retry(RETRY_SOON)))
             self._outbox.close()
 
     def _stuck(self) -> None:
         logger.warning("a client did not read fast enough; its stream is ended")
 
 
-@lru_cache(maxsize=1)
 def next_event(payload: str) -> str:
-    """Return the event of a result; a result that many are sent is looked into once."""
+    """Return the event of a result."""
     extensions = json.loads(payload).get("extensions") if '"cursor"' in payload else None
     cursor = (extensions or {}).get("cursor")
     event = f"event: next\ndata: {payload}\n\n"
@@ -132,6 +131,10 @@ def server_waits(scope: Scope) -> bool:
 def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """Return headers as ASGI has them."""
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+def _frames(event: str) -> Frames:
+    return Frames([event], len(event))
 
 
 def _retry(milliseconds: int) -> str:

@@ -93,9 +93,21 @@ def message(kind: str, *, id: str | None = None, payload: Any = None) -> str:  #
     return json.dumps({key: value for key, value in frame.items() if value is not None}, allow_nan=False)
 
 
-def result_message(kind: str, id: str, payload: str) -> str:  # noqa: A002
-    """Return a frame around a payload that is JSON already: encoded once, sent to many."""
-    return f'{{"id":{json.dumps(id)},"type":"{kind}","payload":{payload}}}'
+@dataclass(frozen=True, slots=True)
+class ResultEnvelope:
+    """What stands before and behind a payload that is JSON already: encoded once, sent to many."""
+
+    head: str
+    tail: str
+
+    @classmethod
+    def of(cls, kind: str, id: str) -> ResultEnvelope:  # noqa: A002
+        """Return what makes messages of an operation."""
+        return cls(f'{{"id":{json.dumps(id)},"type":"{kind}","payload":', "}")
+
+    def __call__(self, payload: str) -> str:
+        """Return a frame."""
+        return f"{self.head}{payload}{self.tail}"
 
 
 def shown(text: str) -> str:

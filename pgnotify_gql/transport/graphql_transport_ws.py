@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..hub.payloads import Envelope
 from . import frames
 from .close_codes import CloseCode
 from .frames import Frame, FrameError
@@ -46,8 +47,8 @@ class GraphqlTransportWs(Connection):
     def keep_alive(self) -> None:
         self._socket.send(self.ping)
 
-    def result(self, operation_id: str, payload: str) -> str:
-        return frames.result_message("next", operation_id, payload)
+    def envelope(self, operation_id: str) -> Envelope:
+        return frames.ResultEnvelope.of("next", operation_id)
 
     def send_errors(self, operation_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
         self._socket.send(frames.message("error", id=operation_id, payload=list(errors)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..hub.payloads import Envelope
 from . import frames
 from .close_codes import CloseCode
 from .frames import Frame, FrameError, Request
@@ -56,8 +57,8 @@ class GraphqlWs(Connection):
     def keep_alive(self) -> None:
         self._socket.send(frames.message("ka"))
 
-    def result(self, operation_id: str, payload: str) -> str:
-        return frames.result_message("data", operation_id, payload)
+    def envelope(self, operation_id: str) -> Envelope:
+        return frames.ResultEnvelope.of("data", operation_id)
 
     def send_errors(self, operation_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
         # This protocol's error carries one; the first is the one that stopped the request.

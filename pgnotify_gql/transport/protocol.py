@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from ..errors import PgnotifyGqlError
+from ..hub.payloads import Envelope, Frames, Payloads
 from .close_codes import CloseCode
 from .frames import Frame, FrameError, Request, shown
 
@@ -31,8 +32,8 @@ class Socket(Protocol):
     def send(self, frame: str) -> None:
         """Send, or close the socket when there is no room for it."""
 
-    def offer(self, frame: str) -> bool:
-        """Send if there is room; return whether there was."""
+    def offer(self, frames: Frames) -> int:
+        """Send as many of the first as there is room for; return how many."""
 
     async def room(self) -> None:
         """Wait until there is plenty of room, for as long as it takes."""
@@ -50,8 +51,8 @@ class Results(Protocol):
     def send(self, payload: str) -> None:
         """Take a result, whatever becomes of the client."""
 
-    def offer(self, payload: str) -> bool:
-        """Take a result if there is room for it; return whether there was."""
+    def offer(self, payloads: Payloads) -> int:
+        """Take as many of the first as there is room for; return how many."""
 
     async def room(self) -> None:
         """Wait until there is plenty of room, for as long as it takes."""
@@ -163,8 +164,8 @@ class Connection(ABC):
         """Send what keeps a silent connection open."""
 
     @abstractmethod
-    def result(self, operation_id: str, payload: str) -> str:
-        """Return the frame of one result."""
+    def envelope(self, operation_id: str) -> Envelope:
+        """Return what makes a frame of a result."""
 
     @abstractmethod
     def send_errors(self, operation_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
@@ -253,7 +254,7 @@ class Connection(ABC):
 
         errors: Sequence[Mapping[str, Any]] = ()
         try:
-            await self._engine.run(request, _Results(self, self._socket, operation_id, runs))
+            await self._engine.run(request, _Results(self._socket, self.envelope(operation_id), runs))
         except RequestError as error:
             errors = error.errors
         except Exception:
@@ -283,17 +284,16 @@ class Connection(ABC):
 class _Results:
     """Sends the results of an operation for as long as it `runs`."""
 
-    connection: Connection
     socket: Socket
-    operation_id: str
+    envelope: Envelope
     runs: Callable[[], bool]
 
     def send(self, payload: str) -> None:
         if self.runs():
-            self.socket.send(self.connection.result(self.operation_id, payload))
+            self.socket.send(self.envelope(payload))
 
-    def offer(self, payload: str) -> bool:
-        return not self.runs() or self.socket.offer(self.connection.result(self.operation_id, payload))
+    def offer(self, payloads: Payloads) -> int:
+        return self.socket.offer(payloads.framed(self.envelope)) if self.runs() else len(payloads)
 
     async def room(self) -> None:
         await self.socket.room()

@@ -9,6 +9,7 @@ from typing import Any
 
 from pgnotify_gql.hub import Interest, Operation, Topic
 from pgnotify_gql.hub.cursor import Cursor
+from pgnotify_gql.hub.payloads import Payloads
 from pgnotify_gql.journal import Change
 from pgnotify_gql.relay.messages import CHANGES, HEARTBEAT
 from tests.support.feed import Notebook, told
@@ -36,9 +37,10 @@ class Subscriber(Notebook):
         pk, _, text = told(change)
         return json.dumps(pk if text is None else text)
 
-    def offer(self, payload: str) -> bool:
-        self.deliver(payload)
-        return True
+    def offer(self, payloads: Payloads) -> int:
+        for payload in payloads:
+            self.deliver(payload)
+        return len(payloads)
 
     async def room(self) -> None:
         pass

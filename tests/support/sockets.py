@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from pgnotify_gql.hub.payloads import Frames
 from pgnotify_gql.transport.close_codes import CloseCode
 from pgnotify_gql.transport.frames import Request
 from pgnotify_gql.transport.protocol import Connection, Limits, Results
@@ -49,9 +50,10 @@ class FakeSocket:
             self.frames.append(json.loads(frame, parse_constant=_not_json))
         self._changed.set()
 
-    def offer(self, frame: str) -> bool:
-        self.send(frame)
-        return True
+    def offer(self, frames: Frames) -> int:
+        for frame in frames.frames:
+            self.send(frame)
+        return len(frames.frames)
 
     async def room(self) -> None:
         pass
