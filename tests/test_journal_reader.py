@@ -171,7 +171,9 @@ class TestCursor:
 
 
 class TestBacklog:
-    @pytest.mark.parametrize(("count", "sizes"), [(10, [10]), (11, [10, 1, 0]), (35, [10, 10, 10, 5, 0])])
+    @pytest.mark.parametrize(
+        ("count", "sizes"), [(10, [10]), (11, [10, 1, 0]), (35, [10, 25, 0]), (95, [10, 40, 40, 5, 0])]
+    )
     async def test_is_read_in_parts_of_bounded_size(
         self, feed: reader.Connection, writer: Connection, count: int, sizes: list[int]
     ) -> None:
@@ -184,6 +186,18 @@ class TestBacklog:
         assert {batch.before for batch in found} == {cursor}
         assert len({batch.after for batch in found}) == 1
         assert (await read(feed, found[-1].after))[0] == []
+
+    async def test_has_fewer_rows_in_a_part_where_they_are_large(
+        self, feed: reader.Connection, writer: Connection
+    ) -> None:
+        cursor = await current_snapshot(feed)
+        writer.execute(
+            "insert into pgnotify_gql.journal (label, kind, rows)"
+            " select 'stock.item', 'INSERT', to_json(repeat('x', %s)) from generate_series(1, 30)",
+            [reader.PART_BYTES // 5 - 2],
+        )
+        found = await batches(feed, cursor, batch_rows=10)
+        assert [len(batch.rows) for batch in found] == [10, 5, 5, 5, 5, 0]
 
     async def test_rows_that_arrive_meanwhile_are_new_to_the_next_read(
         self, feed: reader.Connection, writer: Connection
@@ -299,10 +313,10 @@ class TestPosition:
 
     async def test_of_a_part_stands_behind_its_last_row(self, feed: reader.Connection, writer: Connection) -> None:
         cursor = await current_snapshot(feed)
-        new = write_many(writer, 25)
+        new = write_many(writer, 55)
         first, second, third, last = await batches(feed, cursor, batch_rows=10)
         assert await missed(feed, first.position) == new[10:]
-        assert await missed(feed, second.position) == new[20:]
+        assert await missed(feed, second.position) == new[50:]
         assert await missed(feed, third.position) == []
         assert last.position == Position(last.after)
         assert await missed(feed, last.position) == []
@@ -311,10 +325,10 @@ class TestPosition:
         self, feed: reader.Connection, writer: Connection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cursor = await current_snapshot(feed)
-        new = write_many(writer, 1200)
+        new = write_many(writer, 3000)
         found = [batch async for batch in read_missed(feed, Position(cursor), "stock.item")]
         assert ids([row for batch in found for row in batch.rows]) == new
-        assert max(len(batch.rows) for batch in found) == reader.BATCH_ROWS
+        assert max(len(batch.rows) for batch in found) == reader.BATCH_ROWS * reader.PART_ROWS
 
     async def test_has_only_the_rows_of_its_model(self, feed: reader.Connection, writer: Connection) -> None:
         cursor = await current_snapshot(feed)

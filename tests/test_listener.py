@@ -103,7 +103,7 @@ async def test_what_was_committed_while_no_listener_ran_arrives_when_one_starts(
 
 async def test_a_large_backlog_is_relayed_in_parts_with_one_cursor_at_the_end(database_triggers: Database) -> None:
     room, recorder = Room(database_triggers), Recorder()
-    count = 3 * BATCH_ROWS + 7
+    count = 6 * BATCH_ROWS + 7
     texts = [f"message {number}" for number in range(count)]
     with transaction(database_triggers) as writer:
         room.say(*texts, connection=writer)
@@ -114,9 +114,9 @@ async def test_a_large_backlog_is_relayed_in_parts_with_one_cursor_at_the_end(da
         await recorder.has("afterwards")
     assert recorder.texts == [*texts, "afterwards"]
     parts = [batch for batch in recorder.batches if batch.rows]
-    assert all(len(batch.rows) <= BATCH_ROWS for batch in parts)
-    assert [batch.last for batch in parts[:4]] == [False] * 4
-    assert len({batch.after for batch in parts[:4]}) == 1
+    assert [len(batch.rows) for batch in parts[:3]] == [BATCH_ROWS, 4 * BATCH_ROWS, BATCH_ROWS + 7]
+    assert [batch.last for batch in parts[:3]] == [False] * 3
+    assert len({batch.after for batch in parts[:3]}) == 1
 
 
 async def test_a_listener_starts_where_the_one_before_it_stopped(database_triggers: Database) -> None:

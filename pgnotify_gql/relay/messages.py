@@ -8,7 +8,7 @@ integers, lists and dictionaries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, TypedDict
 
 from ..journal.change import JournalRow
@@ -106,8 +106,11 @@ def journal_rows(message: ChangesMessage) -> list[JournalRow]:
     ]
 
 
-def split(rows: Iterable[JournalRow], limit: int = MESSAGE_BYTES) -> Iterator[list[JournalRow]]:
+def split(rows: Sequence[JournalRow], limit: int = MESSAGE_BYTES) -> Iterator[Sequence[JournalRow]]:
     """Yield the rows in parts of at most `limit` characters of text; a larger row makes a part of its own."""
+    if rows and sum([len(row.rows) for row in rows]) <= limit:
+        yield rows
+        return
     part: list[JournalRow] = []
     size = 0
     for row in rows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .. import names
@@ -75,11 +75,8 @@ class Relay:
 
         A message whose send fails is logged and skipped: hubs notice the missing number and read the journal.
         """
-        by_label: defaultdict[str, list[JournalRow]] = defaultdict(list)
-        for row in batch.rows:
-            by_label[row.label].append(row)
         messages: list[tuple[str, Message]] = []
-        for label, rows in by_label.items():
+        for label, rows in _by_label(batch.rows).items():
             for part in split(rows):
                 seq = self._seqs[label] = self._seqs.get(label, 0) + 1
                 message = changes_message(
@@ -144,6 +141,15 @@ class Relay:
                 self._failed,
             )
             self._failed = 0
+
+
+def _by_label(rows: Sequence[JournalRow]) -> Mapping[str, Sequence[JournalRow]]:
+    if len({row.label for row in rows}) == 1:
+        return {rows[0].label: rows}
+    by_label: defaultdict[str, list[JournalRow]] = defaultdict(list)
+    for row in rows:
+        by_label[row.label].append(row)
+    return by_label
 
 
 def _now() -> float:
