@@ -33,7 +33,7 @@ BATCH_ROWS = 500
 """Journal rows of one read; more than that is a backlog, streamed in parts."""
 
 PART_ROWS = 4
-"""Times as many rows as that in a part but the first, at most: each part costs a message, and round trips to the layer."""
+"""Times as many rows in each part but the first, at most: a part costs a message, and round trips to the layer."""
 
 PART_BYTES = 500_000
 """Characters of row text in a part, about: rows of bulk writes have 100 kB."""

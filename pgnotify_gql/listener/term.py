@@ -233,8 +233,11 @@ class Term:
                     return found
                 # Of the part that is handed over next: it may be there since long, if we were frozen meanwhile.
                 self._asked_at = asked_at
-                while not reading.done():
+                done = False
+                # Once at least: where it is read faster than handed over, it is there already.
+                while not done:
                     await asyncio.wait({reading}, timeout=STORE_INTERVAL)
+                    done = reading.done()
                     if self._aside:
                         await self._keep_books()
                 batch = reading.result()
