@@ -114,7 +114,7 @@ async def test_a_client_that_leaves_one_frame_unread_is_closed_so_that_it_comes_
     assert (closed.code, closed.reason) == (1013, "Too many messages are waiting for this client")
     told = [record.message for record in caplog.records if record.name == "pgnotify_gql.transport"]
     assert told == ["a client did not read fast enough; its socket is closed with 1013"]
-    assert not made[0]._outbox._frames
+    assert made[0]._outbox._count == 0
 
 
 @override_settings(PGNOTIFY_GQL={"SLOW_CLIENT_TIMEOUT": PATIENCE})
@@ -189,7 +189,7 @@ async def test_another_close_waits_for_what_was_sent_before_it_and_not_for_ever(
                 await asyncio.sleep(0)
         socket.text("nonsense")
         async with asyncio.timeout(WAIT):
-            while made[0]._outbox._frames or server.sends < 3:  # noqa: ASYNC110  (the close is under way)
+            while made[0]._outbox._count or server.sends < 3:  # noqa: ASYNC110  (the close is under way)
                 await asyncio.sleep(0.01)
         server.read(ALL)
         closed = await socket.closed()

@@ -88,9 +88,9 @@ class _CatchUp:
             self._hub.go_live_alone(self._cohort)
         # Asked again: between its being set and our turn of the loop something may have been dispatched to it. Then
         # there is no turn in between, so that nothing is dispatched to the one and not to the other.
-        while not self._cohort.settled.is_set():
-            await self._cohort.settled.wait()
-        if self._operation.behind.is_set():
+        while not self._cohort.settled.is_open:
+            await self._cohort.settled.passed()
+        if self._operation.behind.is_open:
             # To begin anew means to read anew: with less under way, what is executed finds room.
             self._operation.ahead = max(1, self._operation.ahead // 2)
         else:
@@ -107,8 +107,8 @@ class _CatchUp:
             # Asked again when all is read. Here it spares whoever is too late what would not be all of it anyway.
             await feed.require_complete(position)
             await feed.reach(label, position)
-        while not self._operation.behind.is_set():
-            if await self._round() > LITTLE or self._operation.behind.is_set():
+        while not self._operation.behind.is_open:
+            if await self._round() > LITTLE or self._operation.behind.is_open:
                 continue
             async with self._hub.standing_still(self._operation.interest):
                 self._require_fitting()
@@ -133,7 +133,7 @@ class _CatchUp:
                 async for change in changes:
                     count += 1
                     self._queue(change)
-                    if self._operation.behind.is_set():
+                    if self._operation.behind.is_open:
                         return 0
                     if not await self._keeps_pace(until):
                         break
@@ -206,7 +206,7 @@ class _CatchUp:
         if len(self._cohort.pending) < self._operation.ahead:
             return True
         await self._hub.executor.room()
-        await self._cohort.settled.wait()
+        await self._cohort.settled.passed()
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._operation.outlet.room()

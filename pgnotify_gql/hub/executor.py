@@ -149,7 +149,7 @@ class Executor:
                 if cohort.pending:
                     self._schedule(cohort)
                 else:
-                    cohort.settled.set()
+                    cohort.settled.open()
             self._start_hops()
 
     def _execute(self, work: list[tuple[Cohort, list[tuple[int, Due | Marker]]]]) -> list[list[Outcome]]:

@@ -73,9 +73,9 @@ class Hub:
         await self.join(operation, since)
         try:
             while True:
-                await operation.behind.wait()
+                await operation.behind.passed()
                 await operation.outlet.room()
-                operation.behind.clear()
+                operation.behind.close()
                 if operation.cursor is None:
                     await asyncio.sleep(ANEW)
                 await self._begin(operation)

@@ -7,19 +7,18 @@ member is sent the result.  A cohort keeps its changes in order; a member gets t
 
 from __future__ import annotations
 
-import asyncio
 import json
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from ..journal.change import Change
 from .cursor import Cursor
+from .gate import Gate
 from .payloads import Payloads
 from .topics import Topic
 
@@ -175,13 +174,13 @@ AHEAD = 100
 """Changes that are executed for an operation that catches up before it is seen whether there is room for more."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Operation:
     """
     One subscription of one socket.
 
     `share` tells who may be in the same cohort (None: nobody).  With a `state`, that is sent first, and again after a
-    resync.  `behind` is set when it is fed no more, because its outlet had no room for a result: `cursor` then says
+    resync.  `behind` is opened when it is fed no more, because its outlet had no room for a result: `cursor` then says
     where to go on (None: from the beginning, which is the state).
     """
 
@@ -191,7 +190,7 @@ class Operation:
     share: Hashable | None = None
     state: State | None = None
     cursor: Cursor | None = field(default=None, init=False)
-    behind: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    behind: Gate = field(default_factory=Gate, init=False)
     cohort: Cohort | None = field(default=None, init=False)
     joined_at: int = field(default=0, init=False)
     ahead: int = field(default=AHEAD, init=False)
@@ -199,29 +198,26 @@ class Operation:
     def fall_behind(self, cursor: Cursor | None) -> None:
         """Stand still at a cursor, or at the beginning."""
         self.cursor = cursor
-        self.behind.set()
+        self.behind.open()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Cohort:
     """
     Operations that share executions.
 
     `pending` has what is still to be executed, numbered; `cursor` is that of whoever has been sent all before it;
-    `settled` is set while there is nothing pending, and nothing under way.
+    `settled` is open while there is nothing pending, and nothing under way.
     """
 
     interest: Interest
     execution: Execution
     cursor: Cursor
     members: dict[Operation, None] = field(default_factory=dict)
-    pending: deque[tuple[int, Due | Marker]] = field(default_factory=deque)
+    pending: list[tuple[int, Due | Marker]] = field(default_factory=list)
     number: int = 0
     scheduled: bool = False
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.settled.set()
+    settled: Gate = field(default_factory=partial(Gate, is_open=True))
 
     def add(self, operation: Operation) -> None:
         """Let an operation share what is executed for changes from now on."""
@@ -233,15 +229,17 @@ class Cohort:
         """Queue what is due, behind what was before it."""
         self.number += 1
         self.pending.append((self.number, due))
-        self.settled.clear()
+        self.settled.close()
 
     def take(self, most: int) -> list[tuple[int, Due | Marker]]:
         """Take what is next to be executed."""
-        return [self.pending.popleft() for _ in range(min(most, len(self.pending)))]
+        taken = self.pending[:most]
+        del self.pending[:most]
+        return taken
 
     def put_back(self, due: Sequence[tuple[int, Due | Marker]]) -> None:
         """Put back what was taken and not executed, to where it was."""
-        self.pending.extendleft(reversed(due))
+        self.pending[:0] = due
 
     def deliver(self, executed: Sequence[Executed]) -> None:
         """Send what has a result to every member that had joined before its change."""

@@ -1,7 +1,8 @@
 """
 The outbox: what waits to be written to one socket, bounded in messages and in bytes.
 
-Whoever puts something in never waits.  One task writes, and sends all that is there in one turn.
+Whoever puts something in never waits.  A task writes, for as long as there is something to write, and sends all that is
+there in one turn; an idle outbox has none, since a process has thousands of them.
 
 A `send` that waits for the client makes a slow one's frames stay here.  What lies behind a `send` (a server that does
 not wait, proxies) would keep more of them.  So what was written since the last answered ping is counted as well, where
@@ -21,6 +22,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from .gate import Gate
 from .payloads import Frames
 
 KEPT = 10
@@ -34,6 +36,12 @@ class Outbox:
 
     `ping` is the frame that asks the client for an answer; without one, what lies behind `send` is not bounded here.
     """
+
+    __slots__ = (
+        "__weakref__", "_answered", "_asked", "_closed", "_drained", "_ended", "_frames", "_heard", "_messages",
+        "_patience", "_ping", "_send", "_size", "_stuck", "_timer", "_waiting", "_writing", "_writing_since",
+        "_written", "given_up",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -51,21 +59,22 @@ class Outbox:
         self._patience = patience
         self._stuck = stuck
         self._ping = ping
-        self._frames: deque[str] = deque()
+        # None as long as it is empty: a deque takes 760 bytes.
+        self._frames: deque[str] | None = None
         self._waiting = 0
         self._written = self._answered = 0
-        self._asked: deque[int] = deque()
-        self._filled = asyncio.Event()
-        self._heard = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
+        self._asked: list[int] = []
+        self._heard = Gate()
+        self._drained = Gate(is_open=True)
         self._closed = False
         self.given_up = False
         """Whether the client was stuck."""
+        self._ended: Callable[[Exception | None], None] | None = None
         self._writing: asyncio.Task[None] | None = None
         # When, by the loop's time, the frame that is being written was begun. A time-out for each would cost as much as
         # writing it.
         self._writing_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def put(self, frame: str) -> None:
         """Queue a frame; dropped once the outbox has overflowed or is closed."""
@@ -79,107 +88,164 @@ class Outbox:
             return count
         messages, size = self._messages - self._messages // KEPT, self._size - self._size // KEPT
         # All at once: many sockets are offered the same.
-        if len(self._frames) + count <= messages and self._waiting + frames.size <= size:
-            self._frames.extend(frames.frames)
-            self._waiting += frames.size
-            self._filled.set()
+        if self._count + count <= messages and self._waiting + frames.size <= size:
+            self._add(frames)
             return count
-        return next(
-            (taken for taken, frame in enumerate(frames.frames) if not self._queue(frame, messages, size)), count
-        )
+        refused = (number for number, frame in enumerate(frames.frames) if not self._queue(frame, messages, size))
+        return next(refused, count)
 
     def _queue(self, frame: str, messages: int, size: int) -> bool:
         # The first frame does not count: above the limit by itself, it could not be sent at all otherwise.
         behind_first = self._waiting - len(self._frames[0]) if self._frames else -len(frame)
-        if len(self._frames) >= messages or behind_first + len(frame) > size:
+        if self._count >= messages or behind_first + len(frame) > size:
             return False
-        self._frames.append(frame)
-        self._waiting += len(frame)
-        self._filled.set()
+        self._add(Frames((frame,), len(frame)))
         return True
+
+    def _add(self, frames: Frames) -> None:
+        if self._frames is None:
+            self._frames = deque(frames.frames)
+        else:
+            self._frames.extend(frames.frames)
+        self._waiting += frames.size
+        if self._writing is None:
+            self._begin()
+
+    @property
+    def _count(self) -> int:
+        return len(self._frames) if self._frames else 0
 
     async def room(self) -> None:
         """Wait until no more than half of what may wait is waiting."""
         while not self._has_room:
-            self._drained.clear()
-            await self._drained.wait()
+            self._drained.close()
+            await self._drained.passed()
 
     @property
     def _has_room(self) -> bool:
-        return self._closed or (len(self._frames) <= self._messages // 2 and self._waiting <= self._size // 2)
+        return self._closed or (self._count <= self._messages // 2 and self._waiting <= self._size // 2)
 
     def answered(self) -> None:
         """Note a pong: the client has read all that was written before the oldest ping without an answer."""
         if self._asked:
-            self._answered = self._asked.popleft()
-            self._heard.set()
+            self._answered = self._asked.pop(0)
+            self._heard.open()
 
-    def close(self) -> None:
-        """Take nothing more; what is queued is still written."""
-        self._closed = True
-        self._filled.set()
-        self._drained.set()
-
-    def discard(self) -> None:
-        """Close, and write nothing more, not even what is under way."""
-        self.close()
-        self._frames.clear()
-        self._waiting = 0
-        if self._writing is not None:
-            self._writing.cancel()
+    def start(self, ended: Callable[[Exception | None], None]) -> None:
+        """Write from now on; `ended` is called when closed and empty, or discarded, or with what `send` raised."""
+        self._ended = ended
+        self._begin()
 
     async def run(self) -> None:
         """Write until closed and empty, or discarded.  What `send` raises ends it."""
-        self._writing = asyncio.create_task(self._write_all(), name="pgnotify_gql outbox")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ended(error: Exception | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        self.start(ended)
         try:
-            while not (await asyncio.wait({self._writing}, timeout=self._patience_left))[0]:
-                if self._patience_left <= 0:
-                    self._give_up()
-            if not self._writing.cancelled():
-                self._writing.result()
+            await done
         finally:
+            self.discard()
+
+    def close(self) -> None:
+        """Take nothing more; what is queued is still written."""
+        if self._closed:
+            return
+        self._closed = True
+        self._drained.open()
+        if self._writing is None:
+            self._begin()
+
+    def discard(self) -> None:
+        """Close, and write nothing more, not even what is under way."""
+        self._frames, self._waiting = None, 0
+        self.close()
+        if self._writing is not None:
             self._writing.cancel()
 
-    @property
-    def _patience_left(self) -> float:
-        since = self._writing_since
-        return self._patience if since is None else since + self._patience - asyncio.get_running_loop().time()
+    async def stop(self) -> None:
+        """Discard, and wait for what was under way."""
+        self.discard()
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    def _begin(self) -> None:
+        if self._ended is None:
+            return
+        if self._frames:
+            self._writing = asyncio.create_task(self._write_all(), name="pgnotify_gql outbox")
+            self._writing.add_done_callback(self._rest)
+        elif self._closed:
+            self._end(None)
+
+    def _rest(self, written: asyncio.Task[None]) -> None:
+        self._writing = self._writing_since = None
+        error = None if written.cancelled() else written.exception()
+        if isinstance(error, Exception):
+            self._end(error)
+        elif not self._frames:
+            self._frames = None
+        self._begin()
+
+    def _end(self, error: Exception | None) -> None:
+        ended, self._ended = self._ended, None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._closed = True
+        if ended is not None:
+            ended(error)
 
     def _give_up(self) -> None:
         self.given_up = True
         self.discard()
         self._stuck()
 
+    def _watch(self) -> None:
+        """Give up where a frame takes too long; looked at once in a while, as long as there is something to write."""
+        self._timer = None
+        since, now = self._writing_since, asyncio.get_running_loop().time()
+        if since is None:
+            return
+        if now - since >= self._patience:
+            self._give_up()
+        else:
+            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._watch)
+
     async def _write_all(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._frames or not self._closed:
-            await self._filled.wait()
-            self._filled.clear()
-            while self._frames:
-                self._writing_since = loop.time()
-                await self._write_next()
-            self._writing_since = None
-            if self._closed:
-                return
+        if self._timer is None:
+            self._timer = loop.call_later(self._patience, self._watch)
+        while self._frames:
+            self._writing_since = loop.time()
+            await self._write_next()
 
     async def _write_next(self) -> None:
+        assert self._frames
         if self._ping is not None and self._unread + len(self._frames[0]) > self._size:
             await self._until_read(self._ping)
         frame = self._frames.popleft()
         self._waiting -= len(frame)
-        if not self._drained.is_set() and self._has_room:
-            self._drained.set()
+        if not self._drained.is_open and self._has_room:
+            self._drained.open()
         await self._write(frame)
         # Asked well before the limit, so that a client that does read is never waited for.
         if self._ping is not None and not self._asked and self._unread > self._size // 4:
             await self._write(self._ping)
 
     async def _until_read(self, ping: str) -> None:
+        assert self._frames
         while self._unread and self._unread + len(self._frames[0]) > self._size:
             if not self._asked:
                 await self._write(ping)
-            self._heard.clear()
-            await self._heard.wait()
+            self._heard.close()
+            await self._heard.passed()
 
     async def _write(self, frame: str) -> None:
         self._written += len(frame)

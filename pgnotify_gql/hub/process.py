@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -49,21 +47,36 @@ class _Process:
 _processes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Process] = WeakKeyDictionary()
 
 
-@asynccontextmanager
-async def open_hub() -> AsyncIterator[Hub]:
-    """Hold the hub of this process open.  Raises ConfigurationError."""
-    process = _processes.setdefault(asyncio.get_running_loop(), _Process())
-    process.sockets += 1
-    try:
-        async with process.lock:
-            if process.hub is None:
-                await _start(process, get_settings())
+class Held:
+    """Holds the hub of this process open; a context manager.  Raises ConfigurationError."""
+
+    __slots__ = ("_process",)
+
+    async def __aenter__(self) -> Hub:
+        self._process = process = _processes.setdefault(asyncio.get_running_loop(), _Process())
+        process.sockets += 1
+        try:
+            if process.hub is None or process.lock.locked():
+                async with process.lock:
+                    if process.hub is None:
+                        await _start(process, get_settings())
+        except BaseException:
+            await self.__aexit__()
+            raise
         assert process.hub is not None
-        yield process.hub
-    finally:
+        return process.hub
+
+    async def __aexit__(self, *exception: object) -> None:
+        process = self._process
         process.sockets -= 1
-        # Shielded: a socket that is cancelled must not leave half a hub behind.
-        await asyncio.shield(_close_unused(process))
+        if not process.sockets:
+            # Shielded: a socket that is cancelled must not leave half a hub behind.
+            await asyncio.shield(_close_unused(process))
+
+
+def open_hub() -> Held:
+    """Hold the hub of this process open, see ``Held``."""
+    return Held()
 
 
 def current_hub() -> Hub:

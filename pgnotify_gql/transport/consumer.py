@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..conf import Settings, get_settings
@@ -73,38 +73,35 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
             # Accepted first: a browser shows the code of a close, not of a refused handshake.
             await _close(send, CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, "Subprotocol not acceptable")
             return
-        async with AsyncExitStack() as held:
-            try:
-                visit = held.enter_context(visits().begun())
-                hub = await held.enter_async_context(open_hub())
-            except ConfigurationError as error:
-                logger.error("sockets cannot be served: %s", error)
-                await _close(send, CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
-            else:
-                await self._serve(protocol, hub, visit, receive, send)
+        try:
+            with visits().begun() as visit:
+                async with open_hub() as hub:
+                    await self._serve(protocol, hub, visit, receive, send)
+        except ConfigurationError as error:
+            logger.error("sockets cannot be served: %s", error)
+            await _close(send, CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
 
     async def _serve(self, protocol: type[Connection], hub: Hub, visit: Visit, receive: Receive, send: Send) -> None:
         settings = get_settings()
-
-        def stuck() -> None:
-            logger.warning("a client did not read fast enough; its socket is closed with %d", CloseCode.TRY_AGAIN_LATER)
-            connection.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
-
-        socket = _Socket(send, settings, stuck, protocol.ping)
+        socket = _Socket(send, settings, protocol.ping)
         hooks = _Hooks(self, hub)
         engine = GraphqlEngine(self._schema, self._documents, hub, hooks.context)
-        limits = Limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS)
+        limits = _limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS)
         connection = protocol(socket, engine, hooks, limits)
-        writer = asyncio.create_task(socket.run(), name="pgnotify_gql writer")
         try:
+            socket.open(connection)
             connection.opened()
             visit.attach(connection)
             while (event := await receive())["type"] == "websocket.receive":
                 _pass_on(event, connection, settings.MAX_MESSAGE_BYTES)
         finally:
             await connection.closed()
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await socket.stop()
+
+
+@lru_cache(maxsize=4)
+def _limits(init_timeout: float, keepalive: float, operations: int) -> Limits:
+    return Limits(init_timeout, keepalive, operations)
 
 
 class _Hooks:
@@ -125,13 +122,29 @@ class _Hooks:
 
 
 class _Socket:
-    """An ASGI socket behind an outbox; implements ``protocol.Socket``.  `stuck` must close it."""
+    """An ASGI socket behind an outbox; implements ``protocol.Socket``."""
 
-    def __init__(self, send: Send, settings: Settings, stuck: Callable[[], None], ping: str | None) -> None:
+    __slots__ = ("_closing", "_connection", "_farewell", "_outbox", "_send", "_wire")
+
+    def __init__(self, send: Send, settings: Settings, ping: str | None) -> None:
         self._send = send
         self._wire = wire_under(send)
-        self._outbox = client_outbox(self._write, settings, stuck, ping)
+        self._outbox = client_outbox(self._write, settings, self._stuck, ping)
+        self._connection: Connection | None = None
         self._closing: tuple[CloseCode, str] | None = None
+        self._farewell: asyncio.Task[None] | None = None
+
+    def open(self, connection: Connection) -> None:
+        """Write from now on, what the connection sends."""
+        self._connection = connection
+        self._outbox.start(self._ended)
+
+    async def stop(self) -> None:
+        """Write nothing more."""
+        await self._outbox.stop()
+        if self._farewell is not None:
+            self._farewell.cancel()
+            await asyncio.gather(self._farewell, return_exceptions=True)
 
     def send(self, frame: str) -> None:
         self._outbox.put(frame)
@@ -150,21 +163,27 @@ class _Socket:
             self._closing = code, text
             self._outbox.close()
 
-    async def run(self) -> None:
-        """Write until closed.  A client that is gone ends it; ASGI tells the reading side."""
-        try:
-            await self._outbox.run()
-        except Exception as error:
+    def _stuck(self) -> None:
+        logger.warning("a client did not read fast enough; its socket is closed with %d", CloseCode.TRY_AGAIN_LATER)
+        assert self._connection is not None, "nothing was written before"
+        self._connection.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
+
+    def _ended(self, error: Exception | None) -> None:
+        # A client that is gone ends it; ASGI tells the reading side.
+        if error is not None:
             logger.debug("a socket could not be written to: %r", error)
-            return
-        if self._closing is None:
-            return
+        elif self._closing is not None:
+            self._farewell = asyncio.create_task(self._part(*self._closing), name="pgnotify_gql farewell")
+
+    async def _part(self, code: CloseCode, text: str) -> None:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await _close(self._send, *self._closing)
+                await _close(self._send, code, text)
         except TimeoutError:
             logger.debug("a client does not read its close; its connection is cut")
             self._wire.cut()
+        except Exception as error:
+            logger.debug("a socket could not be closed: %r", error)
         else:
             if self._outbox.given_up:
                 # The close may have gone no further than into the server's buffer, and would keep it for good.

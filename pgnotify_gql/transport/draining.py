@@ -17,8 +17,8 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -43,11 +43,21 @@ class Closable(Protocol):
 
 
 class Visit:
-    """One client's time at this process."""
+    """One client's time at this process; a context manager, left when what was opened for it has been put away."""
 
-    def __init__(self, *, leaving: bool) -> None:
-        self._leaving = leaving
+    __slots__ = ("_leaving", "_socket", "_visits")
+
+    def __init__(self, visits: Visits) -> None:
+        self._visits = visits
+        self._leaving = visits.draining
         self._socket: Closable | None = None
+
+    def __enter__(self) -> Visit:
+        self._visits.enter(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._visits.leave(self)
 
     def attach(self, socket: Closable) -> None:
         """Name what is to be closed when the client has to leave."""
@@ -73,21 +83,23 @@ class Visits:
         self._signal = _Signal(asyncio.get_running_loop(), self.drain)
         self._task: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def begun(self) -> Iterator[Visit]:
-        """Hold a visit, until everything that was opened for it has been put away."""
+    def begun(self) -> Visit:
+        """Return a visit, to be held."""
+        return Visit(self)
+
+    def enter(self, visit: Visit) -> None:
+        """Count a visit."""
         if not self._here:
             self._signal.take()
-        visit = Visit(leaving=self.draining)
         self._here[visit] = None
-        try:
-            yield visit
-        finally:
-            del self._here[visit]
-            if not self._here:
-                self._left.set()
-                if not self.draining:
-                    self._signal.give_back()
+
+    def leave(self, visit: Visit) -> None:
+        """Count a visit no more."""
+        del self._here[visit]
+        if not self._here:
+            self._left.set()
+            if not self.draining:
+                self._signal.give_back()
 
     def drain(self) -> None:
         """Let everybody leave, and then pass the signal on."""

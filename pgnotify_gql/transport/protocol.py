@@ -3,7 +3,7 @@ What both WebSocket subprotocols have in common: a connection's states and its o
 
 A connection is opened, initialised (``connection_init``), acknowledged, closed.  Nothing is run before it is
 acknowledged.  Frames are handled without waiting, one after the other; whatever waits runs in a task of its own, which
-the connection owns and ends: the initialisation, its time-out, the keep-alive, and one task for each operation.
+the connection owns and ends: the initialisation, and one task for each operation.
 
 The code knows no Django, no Channels and no GraphQL: it talks to a ``Socket``, an ``Engine`` that runs requests, and
 ``Hooks`` of the application.  A subclass is a subprotocol: it names the messages and says what is a violation.
@@ -107,13 +107,15 @@ class Connection(ABC):
         self._limits = limits
         self._operations: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._initialisation: asyncio.Task[None] | None = None
+        self._initialising = False
         self._acknowledged = False
         self._closed = False
+        # First for the initialisation, then for the keep-alive. A task for each would take 1 kB of every idle socket.
+        self._timer: asyncio.TimerHandle | None = None
 
     def opened(self) -> None:
         """Begin: the client has so long to initialise."""
-        self._spawn(self._expect_init(), "init time-out")
+        self._call_later(self._limits.init_timeout, self._expect_init)
 
     def received(self, text: str) -> None:
         """Handle a text frame."""
@@ -138,6 +140,7 @@ class Connection(ABC):
     async def closed(self) -> None:
         """End everything that runs for this connection; one operation's failure to end does not keep the others."""
         self._closed = True
+        self._cancel_timer()
         tasks = [*self._operations.values(), *self._tasks]
         for task in tasks:
             task.cancel()
@@ -180,18 +183,21 @@ class Connection(ABC):
         if self._closed:
             return
         self._closed = True
+        self._cancel_timer()
         self._socket.close(code, reason)
         for operation in self._operations.values():
             operation.cancel()
 
     def initialise(self, payload: Mapping[str, Any]) -> None:
         """Ask the application, once."""
-        self._initialisation = self._spawn(self._initialise(payload), "initialisation")
+        self._initialising = True
+        self._cancel_timer()
+        self._spawn(self._initialise(payload), "initialisation")
 
     @property
     def initialising(self) -> bool:
         """Return whether a connection_init has been received, whatever came of it."""
-        return self._initialisation is not None
+        return self._initialising
 
     def start(self, operation_id: str, request: Request) -> None:
         """Run an operation; its id is taken from this moment on, before anything is awaited."""
@@ -215,10 +221,8 @@ class Connection(ABC):
         self._own(task)
         return True
 
-    async def _expect_init(self) -> None:
-        await asyncio.sleep(self._limits.init_timeout)
-        if not self.initialising:
-            self.close(CloseCode.INITIALISATION_TIMEOUT, "Connection initialisation timeout")
+    def _expect_init(self) -> None:
+        self.close(CloseCode.INITIALISATION_TIMEOUT, "Connection initialisation timeout")
 
     async def _initialise(self, payload: Mapping[str, Any]) -> None:
         try:
@@ -237,13 +241,20 @@ class Connection(ABC):
             if not self._closed:
                 self.refuse(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
             return
-        self._spawn(self._keep_alive(), "keep-alive")
+        if not self._closed:
+            self._call_later(self._limits.keepalive, self._keep_alive)
 
-    async def _keep_alive(self) -> None:
-        await asyncio.sleep(self._limits.keepalive)
-        while not self._closed:
-            self.keep_alive()
-            await asyncio.sleep(self._limits.keepalive)
+    def _keep_alive(self) -> None:
+        self._call_later(self._limits.keepalive, self._keep_alive)
+        self.keep_alive()
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, call)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _operate(self, operation_id: str, request: Request) -> None:
         task = asyncio.current_task()
