@@ -101,9 +101,13 @@ def text(number: int) -> str:
     return f"change {number}."
 
 
+def query(field: str) -> str:
+    """Return what is asked of a field."""
+    return f"subscription ($conversation: ID!) {{ message: {field}(conversation: $conversation) {{ id text }} }}"
+
+
 def _dialogue(field: str, conversation: str, first: int = 0) -> Dialogue:
-    query = f"subscription ($conversation: ID!) {{ message: {field}(conversation: $conversation) {{ id text }} }}"
-    payload = {"query": query, "variables": {"conversation": conversation}}
+    payload = {"query": query(field), "variables": {"conversation": conversation}}
     subscribe = {"id": "1", "type": "subscribe", "payload": payload}
     return Dialogue(
         [

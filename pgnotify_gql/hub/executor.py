@@ -28,11 +28,11 @@ logger = logging.getLogger("pgnotify_gql.hub")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HOP_COHORTS = 32
-"""Cohorts in one hop to a thread, at most: a hop costs about 100 us, a small execution 20."""
-
 HOP_CHANGES = 100
 """Changes of one cohort in one hop, at most, so that one busy cohort does not keep the others waiting."""
+
+HOP_EXECUTIONS = 250
+"""Executions in one hop to a thread, at most: a hop costs about 100 us, a small execution 15."""
 
 HOP_TIME = 0.005
 """Seconds after which a hop starts nothing more: results leave when their hop ends."""
@@ -48,6 +48,9 @@ CLOSE_TIMEOUT = 5.0
 
 Outcome = str | None | Awaitable[str | None]
 
+Work = list[tuple[Cohort, list[tuple[int, Due | Marker]]]]
+"""Cohorts, and what is to be executed of each, numbered."""
+
 
 class Executor:
     """Worker threads of one hub; every method but the threads' own is called on the event loop."""
@@ -58,6 +61,9 @@ class Executor:
         self._workers = workers
         self._ready: deque[Cohort] = deque()
         self._pending = 0
+        # Seconds that an execution takes, about. A hop is given no more than there is time for: what it must hand back
+        # costs as much as if it had not been given.
+        self._pace = HOP_TIME / HOP_EXECUTIONS
         self._room = asyncio.Event()
         self._room.set()
         self._hops: set[asyncio.Task[None]] = set()
@@ -67,8 +73,11 @@ class Executor:
     def submit(self, cohort: Cohort, due: Due | Marker) -> None:
         """Queue what is due in a cohort."""
         cohort.queue(due)
-        self._count(1)
-        self._schedule(cohort)
+        self._pending += 1
+        if self._pending == MOST_PENDING:
+            self._room.clear()
+        if not cohort.scheduled:
+            self._schedule(cohort)
 
     async def room(self) -> None:
         """Wait until not too much is pending."""
@@ -106,8 +115,6 @@ class Executor:
         await asyncio.wait({ending}, timeout=CLOSE_TIMEOUT)
 
     def _schedule(self, cohort: Cohort) -> None:
-        if cohort.scheduled:
-            return
         cohort.scheduled = True
         self._ready.append(cohort)
         # At the end of this turn of the loop, so that all that is dispatched in it shares hops.
@@ -116,15 +123,20 @@ class Executor:
 
     def _start_hops(self) -> None:
         while self._ready and self._idle and not self._closed:
-            share = min(HOP_COHORTS, -(-len(self._ready) // self._idle))
-            cohorts = [self._ready.popleft() for _ in range(share)]
+            share = -(-len(self._ready) // self._idle)
+            left = max(1, min(HOP_EXECUTIONS, int(HOP_TIME / self._pace)))
+            work: Work = []
+            while len(work) < share and left > 0:
+                cohort = self._ready.popleft()
+                numbered = cohort.take(min(HOP_CHANGES, left))
+                work.append((cohort, numbered))
+                left -= len(numbered)
             self._idle -= 1
-            hop = asyncio.create_task(self._hop(cohorts), name="pgnotify_gql hop")
+            hop = asyncio.create_task(self._hop(work), name="pgnotify_gql hop")
             self._hops.add(hop)
             hop.add_done_callback(self._hops.discard)
 
-    async def _hop(self, cohorts: list[Cohort]) -> None:
-        work = [(cohort, cohort.take(HOP_CHANGES)) for cohort in cohorts]
+    async def _hop(self, work: Work) -> None:
         taken = sum(len(numbered) for _, numbered in work)
         executing = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
         try:
@@ -143,8 +155,10 @@ class Executor:
         finally:
             executing.add_done_callback(_close_coroutines)
             self._idle += 1
-            self._count(-taken)
-            for cohort in cohorts:
+            self._pending -= taken
+            if self._pending < MOST_PENDING:
+                self._room.set()
+            for cohort, _ in work:
                 cohort.scheduled = False
                 if cohort.pending:
                     self._schedule(cohort)
@@ -152,25 +166,22 @@ class Executor:
                     cohort.settled.open()
             self._start_hops()
 
-    def _execute(self, work: list[tuple[Cohort, list[tuple[int, Due | Marker]]]]) -> list[list[Outcome]]:
+    def _execute(self, work: Work) -> list[list[Outcome]]:
         self._look_after_connections()
-        deadline = time.monotonic() + HOP_TIME
+        begun = now = time.monotonic()
         outcomes: list[list[Outcome]] = []
         for cohort, numbered in work:
             results: list[Outcome] = []
             outcomes.append(results)
             for _, due in numbered:
-                if self._closed or time.monotonic() > deadline:
+                if self._closed or now > begun + HOP_TIME:
                     break
                 results.append(_executed(cohort, due))
+                now = time.monotonic()
+        executions = sum(map(len, outcomes))
+        if executions:
+            self._pace = (self._pace + (now - begun) / executions) / 2
         return outcomes
-
-    def _count(self, changes: int) -> None:
-        self._pending += changes
-        if self._pending < MOST_PENDING:
-            self._room.set()
-        else:
-            self._room.clear()
 
     def _look_after_connections(self) -> None:
         now = time.monotonic()

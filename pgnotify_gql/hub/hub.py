@@ -169,13 +169,13 @@ class Hub:
                 try:
                     for change in row.changes(source):
                         self._dispatching[model] = stretch.position(row, change.index + 1)
-                        cursors: dict[Hashable, Cursor] = {}
+                        dues: dict[str, Due] = {}
                         for cohort in self._index.find(change):
-                            key = cohort.interest.models, cohort.interest.subject
-                            cursor = cursors.get(key)
-                            if cursor is None:
-                                cursor = cursors[key] = self.standing(cohort.interest)
-                            self.executor.submit(cohort, Due(change, cursor))
+                            due = dues.get(cohort.interest.question)
+                            if due is None:
+                                due = Due(change, self.standing(cohort.interest))
+                                dues[cohort.interest.question] = due
+                            self.executor.submit(cohort, due)
                         await self.executor.room()
                 except Exception:
                     logger.exception("journal row %d of %s cannot be decoded", row.id, row.label)

@@ -8,6 +8,7 @@ member is sent the result.  A cohort keeps its changes in order; a member gets t
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
@@ -55,6 +56,12 @@ class Interest:
     def models(self) -> tuple[tuple[str, str], ...]:
         """Return database and label of the topics' models, each once."""
         return tuple(dict.fromkeys((topic.database, topic.label) for topic in self.topics))
+
+    @cached_property
+    def question(self) -> str:
+        """Return what those have in common who may be given the same cursor."""
+        # One object for all, and a string, which keeps its hash: it is looked up for every cohort and change.
+        return sys.intern(repr((self.models, self.subject)))
 
     def __aiter__(self) -> NoReturn:
         raise TypeError(
