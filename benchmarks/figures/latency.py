@@ -118,7 +118,7 @@ def world(plan: Plan) -> Iterator[World]:
     with server(plan) as postgres, database(postgres) as made, ExitStack() as started:
         ours, bare = make_conversations(made, messages=MESSAGES), make_bare_messages(made, MESSAGES)
         environment = {"DATABASE_URL": made.url, "DEBUG": "0", "PGNOTIFY_INLINE": "1"}
-        busy = partial(Latency.milliseconds, change=flowing, warm_up=WARM_UP, changes=plan.pick(200, 10))
+        busy = partial(Latency.milliseconds, change=flowing, warm_up=plan.pick(WARM_UP, 2), changes=plan.pick(200, 10))
         rare = partial(
             Latency.milliseconds, count=1, change=Asleep(made.connect()), warm_up=0, changes=plan.pick(40, 3)
         )
