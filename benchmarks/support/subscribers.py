@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 ANSWER_TIMEOUT = 60.0
 """Seconds until what is waited for must have come."""
 
-LIVE_TIMEOUT = 1.0
+LIVE_TIMEOUT = 0.5
 LIVE_ATTEMPTS = 30
 """Seconds that a change may take to reach all before it is tried with another, and how often."""
 
