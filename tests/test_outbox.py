@@ -241,7 +241,7 @@ async def test_it_is_written_to_again_after_a_rest(socket: Socket) -> None:
         await socket.until(lambda frame=frame: frame in socket.sent)  # type: ignore[misc]
         # Nothing is left of the last time, and no task waits for the next.
         await asyncio.sleep(0)
-        assert outbox._writing is None
+        assert not outbox._announced
     outbox.put("four")
     outbox.close()
     await socket.until(lambda: bool(errors))

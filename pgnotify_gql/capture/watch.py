@@ -22,6 +22,7 @@ from ..errors import WatchError
 from ..names import IDENTIFIER_BYTES
 from .kinds import ALL_KINDS, Kind
 from .loaders import Load
+from .row_query import Fetch, row_query
 from .values import decoder, is_missing, warn_of_missing
 
 _ABSENT = object()
@@ -182,8 +183,15 @@ class Watch:
 
         A replica may not have it yet.
         """
-        manager = self.model._base_manager.using(router.db_for_write(self.model))
-        return next(iter(manager.filter(pk=pk)), None)
+        alias = router.db_for_write(self.model)
+        fetch = self._row_queries.get(alias)
+        if fetch is None:
+            fetch = self._row_queries[alias] = row_query(self.model, alias)
+        return fetch(pk)
+
+    @cached_property
+    def _row_queries(self) -> dict[str, Fetch]:
+        return {}
 
     @cached_property
     def _key_decoders(self) -> tuple[Load, ...]:

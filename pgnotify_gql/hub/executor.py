@@ -132,13 +132,13 @@ class Executor:
                 work.append((cohort, numbered))
                 left -= len(numbered)
             self._idle -= 1
-            hop = asyncio.create_task(self._hop(work), name="pgnotify_gql hop")
+            executing = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
+            hop = asyncio.create_task(self._hop(work, executing), name="pgnotify_gql hop")
             self._hops.add(hop)
             hop.add_done_callback(self._hops.discard)
 
-    async def _hop(self, work: Work) -> None:
+    async def _hop(self, work: Work, executing: asyncio.Future[list[list[Outcome]]]) -> None:
         taken = sum(len(numbered) for _, numbered in work)
-        executing = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
         try:
             # Shielded: what a thread has begun comes back in any case, and coroutines that nobody awaits are closed.
             outcomes = await asyncio.shield(executing)

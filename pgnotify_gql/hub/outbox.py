@@ -1,8 +1,8 @@
 """
 The outbox: what waits to be written to one socket, bounded in messages and in bytes.
 
-Whoever puts something in never waits.  A task writes, for as long as there is something to write, and sends all that is
-there in one turn; an idle outbox has none, since a process has thousands of them.
+Whoever puts something in never waits.  A writer, which all outboxes of an event loop share, sends all that is there in
+one turn; an idle outbox has no task, since a process has thousands of them.
 
 A `send` that waits for the client makes a slow one's frames stay here.  What lies behind a `send` (a server that does
 not wait, proxies) would keep more of them.  So what was written since the last answered ping is counted as well, where
@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable
 
 from .gate import Gate
 from .payloads import Frames
+from .writer import writer
 
 KEPT = 10
 """One part in so many is kept from results."""
@@ -38,9 +39,9 @@ class Outbox:
     """
 
     __slots__ = (
-        "__weakref__", "_answered", "_asked", "_closed", "_drained", "_ended", "_frames", "_heard", "_messages",
-        "_patience", "_ping", "_send", "_size", "_stuck", "_timer", "_waiting", "_writing", "_writing_since",
-        "_written", "given_up",
+        "__weakref__", "_announced", "_answered", "_asked", "_closed", "_cut", "_drained", "_ended", "_frames",
+        "_heard", "_messages", "_patience", "_ping", "_rested", "_send", "_size", "_stuck", "_timer", "_waiting",
+        "_writing", "_writing_since", "_written", "given_up",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +71,10 @@ class Outbox:
         self.given_up = False
         """Whether the client was stuck."""
         self._ended: Callable[[Exception | None], None] | None = None
+        # The task that writes, and whether one will.
         self._writing: asyncio.Task[None] | None = None
+        self._announced = self._cut = False
+        self._rested = Gate(is_open=True)
         # When, by the loop's time, the frame that is being written was begun. A time-out for each would cost as much as
         # writing it.
         self._writing_since: float | None = None
@@ -108,7 +112,7 @@ class Outbox:
         else:
             self._frames.extend(frames.frames)
         self._waiting += frames.size
-        if self._writing is None:
+        if not self._announced:
             self._begin()
 
     @property
@@ -160,35 +164,53 @@ class Outbox:
             return
         self._closed = True
         self._drained.open()
-        if self._writing is None:
+        if not self._announced:
             self._begin()
 
     def discard(self) -> None:
         """Close, and write nothing more, not even what is under way."""
         self._frames, self._waiting = None, 0
         self.close()
-        if self._writing is not None:
+        if self._writing is not None and not self._cut:
+            self._cut = True
             self._writing.cancel()
 
     async def stop(self) -> None:
         """Discard, and wait for what was under way."""
         self.discard()
-        if self._writing is not None:
-            await asyncio.gather(self._writing, return_exceptions=True)
+        await self._rested.passed()
 
     def _begin(self) -> None:
         if self._ended is None:
             return
         if self._frames:
-            self._writing = asyncio.create_task(self._write_all(), name="pgnotify_gql outbox")
-            self._writing.add_done_callback(self._rest)
+            self._announced = True
+            self._rested.close()
+            writer().ready(self)
         elif self._closed:
             self._end(None)
 
-    def _rest(self, written: asyncio.Task[None]) -> None:
+    async def write(self) -> None:
+        """Write all that is there; see ``writer.Written``."""
+        error: Exception | None = None
+        self._writing = task = asyncio.current_task()
+        assert task is not None
+        try:
+            await self._write_all()
+        except Exception as raised:
+            error = raised
+        except asyncio.CancelledError:
+            # By discard() it is meant for this outbox, and not for those that come after it.
+            if not self._cut or task.uncancel():
+                raise
+        finally:
+            self._rest(error)
+
+    def _rest(self, error: Exception | None) -> None:
         self._writing = self._writing_since = None
-        error = None if written.cancelled() else written.exception()
-        if isinstance(error, Exception):
+        self._announced = False
+        self._rested.open()
+        if error is not None:
             self._end(error)
         elif not self._frames:
             self._frames = None

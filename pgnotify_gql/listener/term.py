@@ -41,7 +41,7 @@ from .leadership import mark_backlog
 
 logger = logging.getLogger("pgnotify_gql.listener")
 
-AWAKE_INTERVAL = 0.002
+AWAKE_INTERVAL = 0.001
 """Seconds between two reads while awake: half of it is what being awake adds to the delay of a change."""
 
 LONGEST_AWAKE_INTERVAL = 0.01
@@ -50,7 +50,7 @@ LONGEST_AWAKE_INTERVAL = 0.01
 INTERVAL_PER_ROW = 0.0002
 """Seconds: from 5,000 journal rows a second on the pauses grow, from the first to the second."""
 
-LINGER = 0.05
+LINGER = 0.01
 """Seconds without a change after which the leader begins to fall asleep."""
 
 DROWSY_INTERVAL = 0.001
