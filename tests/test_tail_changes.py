@@ -32,7 +32,7 @@ from django.test import override_settings
 from pgnotify_gql.capture import Kind
 from pgnotify_gql.capture.registry import Registry
 from pgnotify_gql.capture.registry import registry as watches
-from pgnotify_gql.journal import Snapshot
+from pgnotify_gql.journal import Snapshot, reader
 from pgnotify_gql.journal.change import Source
 from pgnotify_gql.journal.position import Position
 from pgnotify_gql.journal.sighting import Sighting
@@ -958,8 +958,14 @@ class TestTail:
         assert recorder.texts == texts
 
     async def test_a_session_that_is_ended_in_the_middle_of_a_backlog_costs_nothing(
-        self, database_triggers: Database, room: Room, looking: Callable[..., Any]
+        self,
+        database_triggers: Database,
+        room: Room,
+        looking: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        # Small parts, so that each session is ended while there are some left to read.
+        monkeypatch.setattr(reader, "PART_ROWS", 1)
         begin = cursor_of(database_triggers)
         with transaction(database_triggers) as late, transaction(database_triggers) as later:
             # Their ids are the lowest, and they are committed when higher ones have been taken.

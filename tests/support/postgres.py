@@ -7,11 +7,14 @@ because tests need a TCP port and the three shutdown modes, which the library do
 """
 
 import atexit
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -72,6 +75,19 @@ def _version_of(bin_path: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.split()[2].partition(".")[0]
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """
+    Let one test process after the other make the system's user for the servers, where there is none yet.
+
+    At the same time each would make one, of the same name and with an id of its own; the last one stays, and what was
+    given to the others is out of reach.
+    """
+    with (Path(tempfile.gettempdir()) / "pgnotify_gql-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class PostgresServer:
@@ -150,7 +166,8 @@ class PostgresServer:
             session.execute("select pg_promote(true, %s)", [PG_CTL_TIMEOUT])
 
     def _initialise(self) -> None:
-        prepared = get_server(self.data_directory, postgres_version=18, start=False)
+        with _alone():
+            prepared = get_server(self.data_directory, postgres_version=18, start=False)
         prepared.bin_path = self.bin_path
         prepared.ensure_pgdata_inited()
         self.system_user = prepared.system_user
