@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from benchmarks.benchmark import AtLeast, Benchmark, Comparison, Plan, Variant, World
-from benchmarks.figures.shared_fan_out import fan_outs
+from benchmarks.support.fan_out import INLINE, fan_outs
 from benchmarks.support.messages import query
 
 TARGET = AtLeast(0.6)
@@ -57,19 +57,20 @@ def executed(executions: int) -> float:
 
 @contextmanager
 def world(plan: Plan) -> Iterator[World]:
-    with fan_outs(plan, plan.pick(50, 5)) as (found, load):
+    changes = plan.pick(50, 5)
+    with fan_outs(plan, f"{changes} a run; {INLINE}") as (found, conditions):
         loop = Variant("a loop of executions", partial(executed, plan.pick(EXECUTIONS, 500)))
         comparisons = [
             Comparison(
                 f"{fan_out.sockets:,} sockets",
-                Variant(f"{name}, private", partial(fan_out.ours, "private")),
+                Variant(f"{name}, private", partial(fan_out.ours, "private", changes)),
                 loop,
                 "results/s",
                 TARGET,
             )
             for name, fan_out in found.items()
         ]
-        yield World(comparisons, load)
+        yield World(comparisons, conditions)
 
 
 BENCHMARK = Benchmark("private-fan-out", "Private fan-out: an execution for each socket", world)

@@ -42,14 +42,14 @@ class Rows:
     def __init__(self, session: Connection, table: str, keys: Sequence[int]) -> None:
         self._session = session
         self._table = table
-        self._keys = keys
+        self.keys = keys
         self._numbers = itertools.count(1)
 
     def change(self) -> int:
         """Change one of the rows, each in its turn; return the number of the change."""
         number = next(self._numbers)
         statement = f"update {self._table} set text = %s where id = %s"
-        self._session.execute(statement, [text(number), self._keys[number % len(self._keys)]])
+        self._session.execute(statement, [text(number), self.keys[number % len(self.keys)]])
         return number
 
     def change_all(self) -> int:

@@ -79,10 +79,27 @@ class PrivateSubscription(CapturedSubscription):
         output = MessageType
 
 
+class QueriedSubscription(OfConversation, Subscription):
+    """Each subscriber has a query of its own."""
+
+    class Meta:
+        output = MessageType
+
+    @classmethod
+    def next(cls, change: Change, info: Any, conversation: str) -> Message | None:
+        return message_of(conversation, change.pk)
+
+
+def message_of(conversation: str, pk: int) -> Message | None:
+    """Return a message, if it is one of the conversation."""
+    return Message.objects.filter(pk=pk, conversation=conversation).first()
+
+
 class Subscriptions(graphene.ObjectType):  # type: ignore[misc]
     fetched = FetchedSubscription.Field()
     captured = CapturedSubscription.Field()
     private = PrivateSubscription.Field()
+    queried = QueriedSubscription.Field()
 
 
 class Query(graphene.ObjectType):  # type: ignore[misc]

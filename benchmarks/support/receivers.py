@@ -17,9 +17,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
-from benchmarks.support.subscribers import Dialogue, SubscribersError
-from benchmarks.support.subscribers import _frame as frame
-from benchmarks.support.subscribers import _handshake as handshake
+from benchmarks.support.subscribers import Dialogue, SubscribersError, frame, handshake
 
 TIMEOUT = 120.0
 """Seconds until what is waited for must have come."""

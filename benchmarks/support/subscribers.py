@@ -218,7 +218,7 @@ class _Member:
         self.ready = False
         self.next = 0
         self.arrived: dict[int, float] = {}
-        line.send(_handshake(dialogue.subprotocol))
+        line.send(handshake(dialogue.subprotocol))
 
     def __str__(self) -> str:
         return f"subscriber {self._number}, waiting for {self._waits_for!r}, unread {self._unread[:200]!r}"
@@ -231,10 +231,10 @@ class _Member:
         self._unread += data
         if not self._open:
             self._finish_handshake()
-        while self._open and (frame := self._next_frame()) is not None:
-            kind, payload = frame
+        while self._open and (found := self._next_frame()) is not None:
+            kind, payload = found
             if kind == PING:
-                self._line.send(_frame(payload, PONG))
+                self._line.send(frame(payload, PONG))
             elif kind == CLOSE:
                 self._end()
             else:
@@ -259,7 +259,7 @@ class _Member:
             return
         messages, answer = self._steps.popleft()
         self._waits_for = answer.encode()
-        self._line.send(b"".join(_frame(message.replace(NUMBER, str(self._number)).encode()) for message in messages))
+        self._line.send(b"".join(frame(message.replace(NUMBER, str(self._number)).encode()) for message in messages))
 
     def _next_frame(self) -> tuple[int, bytes] | None:
         """Return the kind and the payload of the next frame, once it has come in whole."""
@@ -291,7 +291,7 @@ class _Member:
         self.next = max(self.next, number + 1)
 
 
-def _handshake(subprotocol: str) -> bytes:
+def handshake(subprotocol: str) -> bytes:
     return (
         "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r\n"
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -299,7 +299,7 @@ def _handshake(subprotocol: str) -> bytes:
     ).encode()
 
 
-def _frame(payload: bytes, kind: int = TEXT) -> bytes:
+def frame(payload: bytes, kind: int = TEXT) -> bytes:
     # Masked, as a client must, with a mask of zeros, which changes nothing.
     size = bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2)
     return bytes([kind]) + size + bytes(4) + payload
