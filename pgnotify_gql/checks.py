@@ -17,6 +17,7 @@ from django.db import Error as DatabaseError
 from django.db import connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
+from django.utils.module_loading import import_string
 
 from . import conf
 from .capture.catalog import Status
@@ -156,6 +157,54 @@ def check_channel_layer(**kwargs: Any) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+@register()
+def check_subscriptions(**kwargs: Any) -> list[CheckMessage]:
+    """
+    E007: a model subscription that cannot work.  W007: one that tells nobody of rows that have gone.
+
+    Those of the schema that GRAPHENE names.
+    """
+    found: list[CheckMessage] = []
+    for subscription in _model_subscriptions():
+        found += [
+            Error(f"{subscription.__name__}: {mistake}", obj=subscription, id="pgnotify_gql.E007")
+            for mistake in subscription.mistakes()
+        ]
+        found += _check_can_see_of(subscription)
+    return found
+
+
+def _check_can_see_of(subscription: Any) -> list[CheckMessage]:
+    if not subscription.withholds():
+        return []
+    return [
+        CheckWarning(
+            f"{subscription.__name__} has no can_see(), so nobody is told of a row that was deleted, has left or is "
+            "hidden now",
+            hint="Add a classmethod can_see(cls, change, info) that returns whether the subscriber could see the row "
+            "as it was, from change.old; for rows that everybody may see, return True. Where nobody needs to be told, "
+            "put pgnotify_gql.W007 into SILENCED_SYSTEM_CHECKS.",
+            obj=subscription,
+            id="pgnotify_gql.W007",
+        )
+    ]
+
+
+def _model_subscriptions() -> list[Any]:
+    name = getattr(django_settings, "GRAPHENE", {}).get("SCHEMA")
+    if not name:
+        return []
+    try:
+        schema = import_string(name) if isinstance(name, str) else name
+    except ImportError:
+        return []  # graphene-django says so, to whoever needs the schema
+    # Its resolvers are methods of what it was mounted from.
+    graphql_schema = getattr(schema, "graphql_schema", schema)
+    fields = graphql_schema.subscription_type.fields.values() if graphql_schema.subscription_type else ()
+    mounted = [getattr(field.subscribe, "__self__", None) for field in fields]
+    return [each for each in mounted if hasattr(each, "withholds")]
 
 
 @register(Tags.database)

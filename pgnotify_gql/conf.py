@@ -85,6 +85,9 @@ class Settings:
     MAX_OPERATIONS: int = 100
     """Operations at the same time on one socket."""
 
+    SHOW_ERRORS: bool = False
+    """Tell clients the messages of unexpected errors, as is done with DEBUG; otherwise an id that is in the log."""
+
     INIT_TIMEOUT: float = 10.0
     """How long a client may take to send connection_init."""
 
@@ -146,6 +149,11 @@ def get_settings() -> Settings:
     if _current is None:
         _current = read(getattr(django_settings, NAME, {}))
     return _current
+
+
+def shows_errors() -> bool:
+    """Return whether clients are told the messages of unexpected errors."""
+    return bool(django_settings.DEBUG) or get_settings().SHOW_ERRORS
 
 
 def database_conninfo(settings: Settings, alias: str) -> str:

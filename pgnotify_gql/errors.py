@@ -28,6 +28,10 @@ class TopicError(PgnotifyGqlError):
     """A subscription waits for something that no watch captures."""
 
 
+class TopicValueError(TopicError):
+    """A topic compares a column with what is no value of it; clients are told, since it may have come from them."""
+
+
 class JournalMissingError(PgnotifyGqlError):
     """The journal's tables are not in this database."""
 

@@ -43,9 +43,9 @@ def test_a_subscriber_says_one_thing_after_the_other_with_a_number_of_its_own() 
     said = []
 
     def handler(socket: ServerConnection) -> None:
-        said.append([socket.recv(), socket.recv()])
+        own = [socket.recv(), socket.recv()]
         socket.send("welcome")
-        said[-1].append(socket.recv())
+        said.append([*own, socket.recv()])
         socket.send("done")
         socket.recv()
 

@@ -7,6 +7,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.http import HttpRequest
 from django.test import override_settings
 
+from pgnotify_gql.hub import Batch
 from pgnotify_gql.transport.context import OperationRequest
 from tests.support.sockets import socket_scope
 
@@ -107,7 +108,7 @@ def test_the_payload_of_the_initialisation_is_there_and_empty_by_default() -> No
 class TestACopy:
     def test_has_what_the_original_has(self, user: User) -> None:
         original = OperationRequest(socket_scope(user=user, headers=HEADERS), {"token": "t"})
-        copy = original.copy()
+        copy = original.copy(Batch())
         assert type(copy) is OperationRequest
         assert copy.user is user
         assert copy.COOKIES == original.COOKIES
@@ -115,24 +116,24 @@ class TestACopy:
 
     def test_does_not_see_what_is_set_on_the_original_later(self) -> None:
         original = request()
-        copy = original.copy()
+        copy = original.copy(Batch())
         original.loader = object()  # type: ignore[attr-defined]
         assert not hasattr(copy, "loader")
 
     def test_sets_nothing_on_the_original(self) -> None:
         original = request()
-        copy = original.copy()
+        copy = original.copy(Batch())
         copy.loader = object()  # type: ignore[attr-defined]
         copy.user = User(pk=8)
         assert not hasattr(original, "loader")
         assert not original.user.is_authenticated
-        assert not hasattr(original.copy(), "loader")
+        assert not hasattr(original.copy(Batch()), "loader")
 
     def test_is_of_the_applications_own_class(self) -> None:
         class Own(OperationRequest):
             pass
 
-        assert type(Own(socket_scope()).copy()) is Own
+        assert type(Own(socket_scope()).copy(Batch())) is Own
 
 
 class TestASharedRequest:

@@ -29,7 +29,7 @@ class Numbered:
     number: int
     cursor: Any = None
 
-    def executed(self, execution: Any) -> Any:
+    def executed(self, execution: Any, batch: Any) -> Any:
         return execution(self)
 
 

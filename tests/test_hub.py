@@ -841,7 +841,7 @@ async def test_who_joins_while_another_model_is_healed_begins_with_what_commits_
     relay_side, entered, go_on = Faulty(layer, nothing), threading.Event(), threading.Event()
     subscriber = Subscriber(Message)
 
-    def execute(change: Change, cursor: Cursor) -> str:
+    def execute(change: Change, cursor: Cursor, batch: object) -> str:
         entered.set()
         go_on.wait(EVENT_TIMEOUT)
         return subscriber.execute(change)
@@ -876,7 +876,7 @@ async def test_a_hub_that_cannot_keep_up_holds_little_in_memory_and_loses_nothin
     room, subscriber = Room(database_triggers), Subscriber(Message)
     most = 0
 
-    def execute(change: Change, cursor: Cursor) -> str:
+    def execute(change: Change, cursor: Cursor, batch: object) -> str:
         nonlocal most
         most = max(most, hub.executor._pending)
         return subscriber.execute(change)
@@ -921,7 +921,7 @@ async def test_closing_in_the_middle_of_healing_leaves_nothing(
     monkeypatch.setattr("pgnotify_gql.hub.executor.MOST_PENDING", 10)
     layer, room, entered, stop = InMemoryChannelLayer(), Room(database_triggers), threading.Event(), threading.Event()
 
-    def execute(change: Change, cursor: Cursor) -> str:
+    def execute(change: Change, cursor: Cursor, batch: object) -> str:
         entered.set()
         stop.wait(EVENT_TIMEOUT)
         return "1"

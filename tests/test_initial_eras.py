@@ -87,7 +87,7 @@ async def test_the_live_marker_is_never_of_a_time_before_the_state(
         return ['{"data": "one", "extensions": {"initial": true}}']
 
     interest = Interest((Topic.of(Message),))
-    operation = Operation(interest, lambda change, cursor: None, outlet, state=state)
+    operation = Operation(interest, lambda change, cursor, batch: None, outlet, state=state)
     async with hub_of(layer, database_triggers.conninfo) as hub:
         feed = feed_of(hub)
         replay = feed.replay

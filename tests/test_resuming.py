@@ -50,7 +50,7 @@ class Client(Notebook):
     def __str__(self) -> str:
         return f"{len(self.received)} received, the last {self.received[-3:]}, {self.resyncs}"
 
-    def execute(self, change: Change, cursor: Cursor) -> str:
+    def execute(self, change: Change, cursor: Cursor, batch: object) -> str:
         pk, _, text = told(change)
         return json.dumps({"data": pk if text is None else text, "extensions": {"cursor": cursor.token}})
 

@@ -30,7 +30,8 @@ def executed(executions: int) -> float:
     from benchmarks.support.messages_site import schema
     from example.conversations.models import Message
     from pgnotify_gql.capture.registry import registry
-    from pgnotify_gql.hub import Event
+    from pgnotify_gql.hub import Batch, Event
+    from pgnotify_gql.hub.cursor import Cursor
     from pgnotify_gql.journal import JournalRow
     from pgnotify_gql.transport.context import OperationRequest
 
@@ -46,8 +47,8 @@ def executed(executions: int) -> float:
         result = execute_sync(
             schema.graphql_schema,
             document,
-            root_value=Event(change),
-            context_value=request.copy(),
+            root_value=Event(change, Cursor({}, {})),
+            context_value=request.copy(Batch()),
             variable_values=variables,
         )
         assert result.data is not None

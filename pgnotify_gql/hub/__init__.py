@@ -11,8 +11,8 @@ On failure of layer or database it goes on from its position as soon as they are
 no further while too much is pending, and a socket whose outbox overflows is told so.
 """
 
-from .operations import Audience, Current, Event, Interest, Operation
+from .operations import Audience, Batch, Current, Event, Interest, Operation
 from .process import current_hub, open_hub
 from .topics import Topic
 
-__all__ = ["Audience", "Current", "Event", "Interest", "Operation", "Topic", "current_hub", "open_hub"]
+__all__ = ["Audience", "Batch", "Current", "Event", "Interest", "Operation", "Topic", "current_hub", "open_hub"]

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from django.db import connections
 
-from .operations import Cohort, Due, Executed, Marker
+from .operations import Batch, Cohort, Due, Executed, Marker
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -142,16 +142,13 @@ class Executor:
         try:
             # Shielded: what a thread has begun comes back in any case, and coroutines that nobody awaits are closed.
             outcomes = await asyncio.shield(executing)
-            for (cohort, numbered), results in zip(work, outcomes, strict=True):
+            settled = await _all_settled(outcomes)
+            for (cohort, numbered), results in zip(work, settled, strict=True):
                 # Fewer results than changes: the hop's time was up.
                 left = numbered[len(results) :]
                 cohort.put_back(left)
                 taken -= len(left)
-                executed = [
-                    Executed(number, due, await _settled(outcome) if inspect.isawaitable(outcome) else outcome)
-                    for (number, due), outcome in zip(numbered, results, strict=False)
-                ]
-                _deliver(cohort, executed)
+                _deliver(cohort, [Executed(*each, result) for each, result in zip(numbered, results, strict=False)])
         finally:
             executing.add_done_callback(_close_coroutines)
             self._idle += 1
@@ -173,10 +170,11 @@ class Executor:
         for cohort, numbered in work:
             results: list[Outcome] = []
             outcomes.append(results)
+            batch = Batch([due.change for _, due in numbered if isinstance(due, Due)])
             for _, due in numbered:
                 if self._closed or now > begun + HOP_TIME:
                     break
-                results.append(_executed(cohort, due))
+                results.append(_executed(cohort, due, batch))
                 now = time.monotonic()
         executions = sum(map(len, outcomes))
         if executions:
@@ -196,11 +194,11 @@ class Executor:
                     connection.close()
 
 
-def _executed(cohort: Cohort, due: Due | Marker) -> Outcome:
+def _executed(cohort: Cohort, due: Due | Marker, batch: Batch) -> Outcome:
     if not cohort.members:
         return None
     try:
-        return due.executed(cohort.execution)
+        return due.executed(cohort.execution, batch)
     except Exception:
         logger.exception("an execution failed for %s", due)
         return None
@@ -213,9 +211,18 @@ def _deliver(cohort: Cohort, executed: Sequence[Executed]) -> None:
         logger.exception("results could not be delivered")
 
 
-async def _settled(outcome: Awaitable[str | None]) -> str | None:
+async def _all_settled(outcomes: list[list[Outcome]]) -> list[list[str | None]]:
+    """Await those of a hop that are asynchronous, all at once: so a dataloader finds what they ask together."""
+    if not any(inspect.isawaitable(outcome) for results in outcomes for outcome in results):
+        return outcomes  # type: ignore[return-value]  # none of them is awaitable
+    async with asyncio.TaskGroup() as group:
+        settling = [[group.create_task(_settled(outcome)) for outcome in results] for results in outcomes]
+    return [[task.result() for task in tasks] for tasks in settling]
+
+
+async def _settled(outcome: Outcome) -> str | None:
     try:
-        return await outcome
+        return await outcome if inspect.isawaitable(outcome) else outcome
     except (Exception, asyncio.CancelledError):
         task = asyncio.current_task()
         if task is not None and task.cancelling():

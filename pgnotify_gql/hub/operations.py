@@ -15,13 +15,15 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from ..journal.change import Change
 from .cursor import Cursor
 from .gate import Gate
 from .payloads import Payloads
 from .topics import Topic
+
+V = TypeVar("V")
 
 
 class Audience(StrEnum):
@@ -69,11 +71,39 @@ class Interest:
         )
 
 
+class Batch:
+    """
+    The changes that a cohort is executed for, one after the other, in one hop to a thread.
+
+    What is asked for all of them together is asked once: rows with one query, a dataloader with one batch.
+    """
+
+    __slots__ = ("_kept", "changes")
+
+    def __init__(self, changes: Sequence[Change] = ()) -> None:
+        self.changes = changes
+        self._kept: dict[Hashable, Any] | None = None
+
+    def once(self, key: Hashable, make: Callable[[], V]) -> V:
+        """Return what was made under this key, and make it the first time."""
+        if self._kept is None:
+            self._kept = {}
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: V = self._kept[key]
+        return kept
+
+
 @dataclass
 class Event:
-    """The root value of an execution: a change, and whether the subscriber is sent anything (``next`` decides)."""
+    """
+    The root value of an execution: a change, and whether the subscriber is sent anything (``next`` decides).
+
+    `cursor` is that of whoever has been sent the result.
+    """
 
     change: Change
+    cursor: Cursor
     skipped: bool = False
 
 
@@ -92,7 +122,7 @@ class Execution(Protocol):
     part of the result.
     """
 
-    def __call__(self, change: Change, cursor: Cursor) -> str | Awaitable[str | None] | None: ...
+    def __call__(self, change: Change, cursor: Cursor, batch: Batch) -> str | Awaitable[str | None] | None: ...
 
 
 @dataclass(frozen=True)
@@ -102,9 +132,9 @@ class Due:
     change: Change
     cursor: Cursor
 
-    def executed(self, execution: Execution) -> str | Awaitable[str | None] | None:
+    def executed(self, execution: Execution, batch: Batch) -> str | Awaitable[str | None] | None:
         """Return what is to be sent."""
-        return execution(self.change, self.cursor)
+        return execution(self.change, self.cursor, batch)
 
     def __str__(self) -> str:
         return f"{self.change.kind} of {self.change.model_label}"
@@ -128,7 +158,7 @@ class Marker(ABC):
     def message(self) -> dict[str, Any]:
         """What it says, and the cursor for whoever has been told."""
 
-    def executed(self, execution: Execution) -> str:
+    def executed(self, execution: Execution, batch: Batch) -> str:
         """Return what is to be sent.  A result with extensions alone: clients hand it on, and take no data from it."""
         return json.dumps({"data": None, "extensions": self.message})
 

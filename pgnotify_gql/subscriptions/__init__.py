@@ -12,6 +12,8 @@ the next change is tried again.
 
 from ..hub import Audience, Topic
 from ..journal import Change
+from .model_subscription import ModelSubscription
+from .row_change import RowChange, Transition
 from .subscription import Subscription
 
-__all__ = ["Audience", "Change", "Subscription", "Topic"]
+__all__ = ["Audience", "Change", "ModelSubscription", "RowChange", "Subscription", "Topic", "Transition"]

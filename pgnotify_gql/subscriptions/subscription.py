@@ -110,16 +110,17 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
         return SubscriptionField(cls, **options)
 
     @classmethod
-    async def resolve_interest(cls, root: Any, info: GraphQLResolveInfo, **arguments: Any) -> Interest:
+    async def resolve_interest(cls, root: Any, info: GraphQLResolveInfo, /, **arguments: Any) -> Interest:
         """Return what the field waits for; graphql-core's subscribe resolver."""
-        topics = await current_hub().executor.call(cls.subscribe, info, **arguments)
+        # Arguments may have any name, that of a parameter on the way included.
+        topics = await current_hub().executor.call(partial(cls.subscribe, info, **arguments))
         if isinstance(topics, Topic) or not isinstance(topics, Sequence):
             topics = [topics]
         initial = partial(cls._current, info, arguments) if cls._meta.initial else None
         return Interest(tuple(dict.fromkeys(map(Topic.of, topics))), Audience(cls.audience), initial)
 
     @classmethod
-    def resolve_event(cls, event: Event | Current, info: GraphQLResolveInfo, **arguments: Any) -> Any:
+    def resolve_event(cls, event: Event | Current, info: GraphQLResolveInfo, /, **arguments: Any) -> Any:
         """Return the value of the field for a change, or one of the current state; graphql-core's resolver."""
         if isinstance(event, Current):
             return event.value

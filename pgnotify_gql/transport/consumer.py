@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..conf import Settings, get_settings
+from ..conf import Settings, get_settings, shows_errors
 from ..errors import ConfigurationError
 from ..hub import open_hub
 from ..hub.hub import Hub
@@ -28,6 +28,7 @@ from .draining import Visit, visits
 from .engine import GraphqlEngine
 from .graphql_transport_ws import GraphqlTransportWs
 from .graphql_ws import GraphqlWs
+from .masking import Masking
 from .mounting import GraphqlApplication, Receive, Scope, Send, client_outbox
 from .protocol import Connection, Limits
 from .wire import wire_under
@@ -85,7 +86,7 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
         settings = get_settings()
         socket = _Socket(send, settings, protocol.ping)
         hooks = _Hooks(self, hub)
-        engine = GraphqlEngine(self._schema, self._documents, hub, hooks.context)
+        engine = GraphqlEngine(self._schema, self._documents, hub, hooks.context, Masking(shows_errors()))
         limits = _limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS)
         connection = protocol(socket, engine, hooks, limits)
         try:

@@ -14,6 +14,8 @@ from typing import Any
 from django.contrib.auth.models import AnonymousUser
 from django.core.handlers.asgi import ASGIRequest
 
+from ..hub import Batch
+
 SCHEMES = {"ws": "http", "wss": "https"}
 
 SHARED_KEYS = frozenset({"type", "asgi", "http_version", "scheme", "path", "raw_path", "root_path", "server"})
@@ -28,7 +30,7 @@ class OperationRequest(ASGIRequest):
     """
     The handshake of a socket as a GET request.
 
-    `connection_params` is the payload of connection_init.
+    `connection_params` is the payload of connection_init; `batch` is what this execution is done together with.
     """
 
     def __init__(self, scope: Mapping[str, Any], connection_params: Mapping[str, Any] | None = None) -> None:
@@ -39,11 +41,13 @@ class OperationRequest(ASGIRequest):
         self.user = scope.get("user") or AnonymousUser()
         self.session: Any = scope.get("session")
         self.connection_params = dict(connection_params or {})
+        self.batch = Batch()
 
-    def copy(self) -> OperationRequest:
+    def copy(self, batch: Batch) -> OperationRequest:
         """Return a request that shares nothing set on this one later, and on which nothing set reaches this one."""
         other = self.__class__.__new__(self.__class__)
         other.__dict__.update(self.__dict__)
+        other.batch = batch
         return other
 
     def shared(self, *, keep_user: bool) -> OperationRequest:

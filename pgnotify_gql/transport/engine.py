@@ -19,7 +19,6 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,14 +38,15 @@ from graphql import (
     print_ast,
 )
 
-from ..errors import CursorError, PgnotifyGqlError
-from ..hub import Audience, Current, Event, Interest, Operation
+from ..errors import CursorError
+from ..hub import Audience, Batch, Current, Event, Interest, Operation
 from ..hub.cursor import Cursor
 from ..hub.hub import Hub
 from ..journal.change import Change
 from .context import OperationRequest
 from .documents import Documents
 from .frames import Request, shown
+from .masking import Masking
 from .prepared import PreparedRequest
 from .protocol import RequestError, Results
 
@@ -54,6 +54,8 @@ logger = logging.getLogger("pgnotify_gql.transport")
 
 
 NOTHING: Mapping[str, Any] = {}
+
+MASKED = Masking()
 
 ENCODER = json.JSONEncoder(allow_nan=False)
 """Made once: ``json.dumps`` makes one each time, which takes a third of its time."""
@@ -66,8 +68,14 @@ class GraphqlEngine:
     """Runs the requests of one socket."""
 
     def __init__(
-        self, schema: GraphQLSchema, documents: Documents, hub: Hub, context: Callable[[], OperationRequest]
+        self,
+        schema: GraphQLSchema,
+        documents: Documents,
+        hub: Hub,
+        context: Callable[[], OperationRequest],
+        masking: Masking = MASKED,
     ) -> None:
+        self._masking = masking
         self._schema = schema
         self._documents = documents
         self._hub = hub
@@ -77,11 +85,11 @@ class GraphqlEngine:
         """Run to the end; see ``protocol.Engine``.  Raises RequestError."""
         document = self._documents.get(request.query)
         if document.node is None or document.errors:
-            raise _request_error(document.errors)
+            raise RequestError(self._masking.told(document.errors))
         operation = get_operation_ast(document.node, request.operation_name)
         if operation is None:
-            raise _request_error([GraphQLError(_no_operation(request))])
-        execution = _Execution(self._schema, document.node, request, self._context())
+            raise RequestError([{"message": _no_operation(request)}])
+        execution = _Execution(self._schema, document.node, request, self._context(), self._masking)
         if operation.operation is not OperationType.SUBSCRIPTION:
             results.send(await _settled(await self._hub.executor.run(execution.result, None)))
             return
@@ -115,6 +123,7 @@ class _Execution:
     document: DocumentNode
     request: Request
     context: OperationRequest
+    masking: Masking
     prepared: PreparedRequest = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,31 +131,31 @@ class _Execution:
             self.schema, self.document, self.request.operation_name, self.request.variables or {}
         )
 
-    def __call__(self, change: Change, cursor: Cursor) -> str | Awaitable[str | None] | None:
-        event = Event(change)
-        result = self._execute(event)
+    def __call__(self, change: Change, cursor: Cursor, batch: Batch) -> str | Awaitable[str | None] | None:
+        event = Event(change, cursor)
+        result = self._execute(event, batch)
         if inspect.isawaitable(result):
-            return self._later(event, result, cursor)
-        return None if event.skipped else _encode(result, {"cursor": cursor.token})
+            return self._later(event, result)
+        return None if event.skipped else self._encode(result, {"cursor": cursor.token})
 
     def state(self, values: Callable[[Any], Iterable[Any]]) -> Iterator[str | Awaitable[str]]:
         """Yield the result for each value of the current state, see ``hub.operations.State``.  Raises RequestError."""
+        batch = Batch()
         try:
-            for value in values(self.context.copy()):
+            for value in values(self.context.copy(batch)):
                 if value is not None:
-                    result = self._execute(Current(value))
-                    yield _encoded_later(result, INITIAL) if inspect.isawaitable(result) else _encode(result, INITIAL)
+                    result = self._execute(Current(value), batch)
+                    yield self._encoded(result, INITIAL)
         except (OperationalError, InterfaceError):
             raise  # tried again
         except GraphQLError as error:
-            raise _request_error([error]) from error
+            raise RequestError(self.masking.told([error])) from error
         except Exception as error:
-            raise _request_error([GraphQLError(str(error), original_error=error)]) from error
+            raise RequestError(self.masking.told([GraphQLError(str(error), original_error=error)])) from error
 
     def result(self, root: Any) -> str | Awaitable[str]:
         """Return the JSON of the result for a root value, or an awaitable of it."""
-        result = self._execute(root)
-        return _encoded_later(result) if inspect.isawaitable(result) else _encode(result)
+        return self._encoded(self._execute(root, Batch()))
 
     async def subscribe(self) -> Interest | AsyncIterable[Any]:
         """Return what the subscription's field is fed by.  Raises RequestError."""
@@ -162,9 +171,9 @@ class _Execution:
             if not isinstance(error.__cause__, StopIteration):
                 raise
             # graphql-core takes the first field without asking whether @skip or @include have left one.
-            raise _request_error([GraphQLError("the subscription selects no field")]) from error
+            raise RequestError([{"message": "the subscription selects no field"}]) from error
         if isinstance(source, ExecutionResult):
-            raise _request_error(source.errors or [])
+            raise RequestError(self.masking.told(source.errors or []))
         return source
 
     @property
@@ -195,31 +204,41 @@ class _Execution:
         # The schema as well: several consumers share the hub of their process.
         return self.schema, audience, who, self.request.query, self.request.operation_name, variables
 
-    async def _later(self, event: Event, result: Awaitable[ExecutionResult], cursor: Cursor) -> str | None:
+    async def _later(self, event: Event, result: Awaitable[ExecutionResult]) -> str | None:
         awaited = await result
-        return None if event.skipped else _encode(awaited, {"cursor": cursor.token})
+        return None if event.skipped else self._encode(awaited, {"cursor": event.cursor.token})
 
-    def _execute(self, root: Any) -> ExecutionResult | Awaitable[ExecutionResult]:
-        return self.prepared.execute(root, self.context.copy())
+    def _execute(self, root: Any, batch: Batch) -> ExecutionResult | Awaitable[ExecutionResult]:
+        return self.prepared.execute(root, self.context.copy(batch))
+
+    def _encoded(
+        self, result: ExecutionResult | Awaitable[ExecutionResult], extensions: Mapping[str, Any] = NOTHING
+    ) -> str | Awaitable[str]:
+        return (
+            self._encode_later(result, extensions) if inspect.isawaitable(result) else self._encode(result, extensions)
+        )
+
+    async def _encode_later(self, result: Awaitable[ExecutionResult], extensions: Mapping[str, Any]) -> str:
+        return self._encode(await result, extensions)
+
+    def _encode(self, result: ExecutionResult, extensions: Mapping[str, Any]) -> str:
+        formatted: dict[str, Any] = {"data": result.data}
+        if result.errors:
+            formatted["errors"] = self.masking.told(result.errors)
+        if extensions or result.extensions:
+            formatted["extensions"] = {**(result.extensions or {}), **extensions}
+        try:
+            return ENCODER.encode(formatted)
+        except (TypeError, ValueError, RecursionError):
+            # What a scalar of the application serialized to.
+            logger.exception("a result cannot be sent as JSON")
+            unsent: dict[str, Any] = {"data": None, "errors": [{"message": "the result cannot be sent as JSON"}]}
+            return json.dumps(unsent | ({"extensions": extensions} if extensions else {}))
 
 
 def _shares(audience: Audience, context: OperationRequest) -> bool:
     # Visitors without a login may differ by session: they share only what everybody shares.
     return audience is Audience.EVERYBODY or (audience is Audience.USER and context.user.is_authenticated)
-
-
-def _encode(result: ExecutionResult, extensions: Mapping[str, Any] = NOTHING) -> str:
-    _log(result.errors or ())
-    formatted: dict[str, Any] = dict(result.formatted)
-    if extensions:
-        formatted["extensions"] = {**(result.extensions or {}), **extensions}
-    try:
-        return ENCODER.encode(formatted)
-    except (TypeError, ValueError, RecursionError):
-        # What a scalar of the application serialized to.
-        logger.exception("a result cannot be sent as JSON")
-        unsent: dict[str, Any] = {"data": None, "errors": [{"message": "the result cannot be sent as JSON"}]}
-        return json.dumps(unsent | ({"extensions": extensions} if extensions else {}))
 
 
 def _since(request: Request) -> Cursor | None:
@@ -233,27 +252,8 @@ def _since(request: Request) -> Cursor | None:
         raise RequestError([{"message": str(error), "extensions": {"code": "INVALID_CURSOR"}}]) from error
 
 
-async def _encoded_later(result: Awaitable[ExecutionResult], extensions: Mapping[str, Any] = NOTHING) -> str:
-    return _encode(await result, extensions)
-
-
 async def _settled(outcome: str | Awaitable[str]) -> str:
     return await outcome if inspect.isawaitable(outcome) else outcome
-
-
-def _request_error(errors: Sequence[GraphQLError]) -> RequestError:
-    _log(errors)
-    return RequestError([error.formatted for error in errors])
-
-
-def _log(errors: Sequence[GraphQLError]) -> None:
-    # What a resolver raised on purpose is for the client; a topic's column or value may come from the client as well.
-    for error in errors:
-        cause = error.original_error
-        if isinstance(cause, PgnotifyGqlError):
-            logger.warning("%s could not be resolved: %s", error.path, cause)
-        elif cause is not None and not isinstance(cause, GraphQLError):
-            logger.error("%s could not be resolved", error.path, exc_info=cause)
 
 
 def _no_operation(request: Request) -> str:

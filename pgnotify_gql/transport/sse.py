@@ -28,7 +28,7 @@ from typing import Any
 from django.core.exceptions import DisallowedHost, RequestAborted
 from graphql import OperationType, get_operation_ast
 
-from ..conf import get_settings
+from ..conf import get_settings, shows_errors
 from ..errors import ConfigurationError
 from ..hub import open_hub
 from .cross_site import Pages
@@ -37,6 +37,7 @@ from .engine import GraphqlEngine
 from .event_stream import MEDIA_TYPE, EventStream, encoded, server_waits
 from .frames import Request
 from .graphql_over_http import HttpRequest, RefusedError, asked
+from .masking import Masking
 from .mounting import GraphqlApplication, Receive, Scope, Send
 from .protocol import RequestError
 
@@ -110,7 +111,7 @@ class GraphqlSseConsumer(GraphqlApplication):
             with visits().begun() as visit:
                 async with open_hub() as hub:
                     stream = EventStream(send, get_settings(), server_waits=server_waits(self.scope))
-                    engine = GraphqlEngine(self._schema, self._documents, hub, lambda: http)
+                    engine = GraphqlEngine(self._schema, self._documents, hub, lambda: http, Masking(shows_errors()))
                     async with (
                         _running(_operate(engine, request, stream), "operation"),
                         _running(self._keep_alive(stream), "keep-alive"),

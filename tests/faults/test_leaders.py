@@ -104,7 +104,7 @@ async def started(start: Start, count: int, *arguments: object) -> list[Process]
 class Brief(Subscriber):
     """Keeps the beginning of a text: some tests write megabytes."""
 
-    def execute(self, change: Change, cursor: Cursor | None = None) -> str:
+    def execute(self, change: Change, cursor: Cursor | None = None, batch: object = None) -> str:
         return super().execute(change)[:40].rstrip('"') + '"'
 
 

@@ -41,6 +41,9 @@ BULK = 100
 
 STALLED = 100
 
+PATIENCE = 600
+"""Seconds that a client may be stuck, but where it is that that is tested."""
+
 BESIDES = 30_000_000
 """Bytes that a server may grow by beside what waits for clients: transports keep 64 KiB for each of a hundred, and what
 is under way when a writer is faster than the server (changes, rows of the journal) has its own bounds."""
@@ -189,7 +192,10 @@ async def site(kind: str, database: Database, **settings: Any) -> AsyncIterator[
     port = free_port()
     host, application = ("-b", "--host")[kind == "uvicorn"], "tests.faults.slow_site:application"
     command = [sys.executable, "-m", kind, host, "127.0.0.1", ("-p", "--port")[kind == "uvicorn"], str(port)]
-    limits = {"OUTBOX_BYTES": OUTBOX, "OUTBOX_MESSAGES": 1_000_000} | settings
+    # Servers ping by themselves, and cut whoever does not answer: later than these tests end, since it is our bounds
+    # that are to be seen.
+    command += [("--ping-interval", "--ws-ping-interval")[kind == "uvicorn"], str(PATIENCE)]
+    limits = {"OUTBOX_BYTES": OUTBOX, "OUTBOX_MESSAGES": 1_000_000, "SLOW_CLIENT_TIMEOUT": PATIENCE} | settings
     environment = {
         "DEBUG": "0",  # with it Django remembers queries
         "DJANGO_SETTINGS_MODULE": "tests.faults.slow_settings",

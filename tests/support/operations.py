@@ -32,7 +32,7 @@ class Subscriber(Notebook):
     def __str__(self) -> str:
         return f"{self.received}, {len(self.resyncs)} resyncs"
 
-    def execute(self, change: Change, cursor: Cursor | None = None) -> str:
+    def execute(self, change: Change, cursor: Cursor | None = None, batch: object = None) -> str:
         self.executed += 1
         pk, _, text = told(change)
         return json.dumps(pk if text is None else text)
@@ -100,6 +100,8 @@ class Chaos:
         self.epoch = 0
         self.met: Counter[tuple[str, str]] = Counter()
         self.calm = False
+        self.hoards = False
+        """Whether what is held is kept until it is released."""
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         self.epoch = max(self.epoch, message["epoch"])
@@ -112,7 +114,7 @@ class Chaos:
             self._held.append((group, message))
         for _ in range({"arrives": 1, "doubled": 2}.get(fate, 0)):
             await self._layer.group_send(group, message)
-        if self._chance.random() < 0.1:
+        if self._chance.random() < 0.1 and not self.hoards:
             await self.release(len(self._held) // 2)
 
     async def release(self, count: int | None = None) -> None:
