@@ -29,6 +29,9 @@ FRAME_SIZE = 445
 BARE = "benchmarks.support.bare_fan_out:application"
 NAIVE = "benchmarks.support.naive_site:application"
 
+QUIET = 0.5
+"""Seconds after the last result in which another one would have come."""
+
 LEADS = "leading database"
 """What run_listener says when it does."""
 
@@ -96,12 +99,18 @@ class FanOut:
 
     def _until_live(self, crowd: Receivers) -> None:
         # Answered to a ping behind the subscription, which is live once its subscribe() has been run.
-        count = 0
-        while count < self.sockets:
-            crowd.expect(1)
-            self.conversations.messages.change()
-            time.sleep(0.5)
-            count = crowd.counted()
+        while self._reached(crowd) < self.sockets:
+            pass
+
+    def _reached(self, crowd: Receivers) -> int:
+        """Make a change, and return how many results come until none has come for a while."""
+        crowd.expect(1)
+        self.conversations.messages.change()
+        before, count = -1, 0
+        while count > before:
+            time.sleep(QUIET)
+            before, count = count, crowd.counted()
+        return count
 
     @property
     def _environment(self) -> dict[str, str]:
