@@ -117,7 +117,8 @@ def _type_of(field: Any) -> Any:
         found = found.of_type
     is_scalar = isinstance(found, type) and issubclass(found, (graphene.Scalar, graphene.Enum))
     # JSON is a scalar of GraphQL, but nothing that a topic could be looked up by.
-    if not is_scalar or issubclass(found, graphene.JSONString):
+    is_json = isinstance(found, type) and issubclass(found, graphene.JSONString)
+    if not is_scalar or is_json:
         raise ConfigurationError(f"{field.model.__name__}.{field.name} cannot be an argument: it is no scalar")
     return found
 
@@ -134,6 +135,6 @@ def _key_of(output: Any, name: str, given: Any, info: GraphQLResolveInfo) -> Any
     except Exception as error:
         raise GraphQLError(f"{name}: '{given}' is no global id") from error
     # Others than these do not tell of which type they are.
-    if issubclass(node._meta.id_type, DefaultGlobalIDType) and named != output._meta.name:
+    if issubclass(node._meta.global_id_type, DefaultGlobalIDType) and named != output._meta.name:
         raise GraphQLError(f"{name}: '{given}' is no global id of {output._meta.name}")
     return key
