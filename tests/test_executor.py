@@ -261,25 +261,33 @@ async def nothing_pending(executor: Executor) -> None:
     await eventually(lambda: not executor._pending)
 
 
-async def test_there_is_no_room_while_too_much_is_pending(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor_module, "MOST_PENDING", 10)
+@pytest.mark.parametrize(
+    ("cohorts", "most", "of_many", "room_for"), [(1, 10, 10, 10), (3, 10, 30, 30), (3, 10, 1_000, 300)]
+)
+async def test_there_is_no_room_while_too_much_is_pending_and_more_of_it_where_many_cohorts_wait(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, cohorts: int, most: int, of_many: int, room_for: int
+) -> None:
+    monkeypatch.setattr(executor_module, "MOST_PENDING", most)
+    monkeypatch.setattr(executor_module, "MOST_PENDING_OF_MANY", of_many)
     open_ = threading.Event()
 
     def execution(change: Any) -> str:
         open_.wait(EVENT_TIMEOUT)
         return str(change.number)
 
-    receiver = Receiver(execution)
-    for change in range(10):
+    receivers = [Receiver(execution) for _ in range(cohorts)]
+    for change in range(room_for // cohorts):
         await executor.room()
-        executor.submit(receiver.cohort, Change(change))
+        for receiver in receivers:
+            executor.submit(receiver.cohort, Change(change))
     waiting = asyncio.create_task(executor.room())
     await asyncio.sleep(0)
     assert not waiting.done()
     open_.set()
     async with asyncio.timeout(EVENT_TIMEOUT):
         await waiting
-    await receiver.has(10)
+    for receiver in receivers:
+        await receiver.has(room_for // cohorts)
 
 
 async def test_nothing_is_executed_for_a_cohort_that_everybody_has_left(executor: Executor) -> None:

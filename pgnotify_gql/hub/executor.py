@@ -40,6 +40,14 @@ HOP_TIME = 0.005
 MOST_PENDING = 10_000
 """Changes waiting for execution in all cohorts; with more, the hub reads no further until they are worked off."""
 
+MOST_PENDING_OF_MANY = 100_000
+"""The same where many cohorts wait, for HOP_CHANGES each: they wait for the same changes, so that these take little
+memory, and each is executed for as many of them at once as possible, with one query and one write to its socket."""
+
+LONG_HOP_TIME = 0.05
+"""Seconds after which a hop breaks off a cohort that asks for all changes of a batch together: what it has been given
+would be asked for again."""
+
 PING_AFTER = 1.0
 """Seconds after which a thread's idle connection is tried before it is used: the server may have restarted."""
 
@@ -61,6 +69,8 @@ class Executor:
         self._workers = workers
         self._ready: deque[Cohort] = deque()
         self._pending = 0
+        # Cohorts with something that waits, or is under way.
+        self._busy = 0
         # Seconds that an execution takes, about. A hop is given no more than there is time for: what it must hand back
         # costs as much as if it had not been given.
         self._pace = HOP_TIME / HOP_EXECUTIONS
@@ -74,14 +84,19 @@ class Executor:
         """Queue what is due in a cohort."""
         cohort.queue(due)
         self._pending += 1
-        if self._pending == MOST_PENDING:
-            self._room.clear()
         if not cohort.scheduled:
+            self._busy += 1
             self._schedule(cohort)
+        if self._pending >= MOST_PENDING and not self._has_room:
+            self._room.clear()
 
     async def room(self) -> None:
         """Wait until not too much is pending."""
         await self._room.wait()
+
+    @property
+    def _has_room(self) -> bool:
+        return self._pending < max(MOST_PENDING, min(MOST_PENDING_OF_MANY, self._busy * HOP_CHANGES))
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a synchronous function in a worker thread, with the connections looked after."""
@@ -128,7 +143,7 @@ class Executor:
             work: Work = []
             while len(work) < share and left > 0:
                 cohort = self._ready.popleft()
-                numbered = cohort.take(min(HOP_CHANGES, left))
+                numbered = cohort.take(HOP_CHANGES if cohort.asks_together else min(HOP_CHANGES, left))
                 work.append((cohort, numbered))
                 left -= len(numbered)
             self._idle -= 1
@@ -153,14 +168,15 @@ class Executor:
             executing.add_done_callback(_close_coroutines)
             self._idle += 1
             self._pending -= taken
-            if self._pending < MOST_PENDING:
-                self._room.set()
             for cohort, _ in work:
                 cohort.scheduled = False
                 if cohort.pending:
                     self._schedule(cohort)
                 else:
+                    self._busy -= 1
                     cohort.settled.open()
+            if self._has_room:
+                self._room.set()
             self._start_hops()
 
     def _execute(self, work: Work) -> list[list[Outcome]]:
@@ -170,12 +186,16 @@ class Executor:
         for cohort, numbered in work:
             results: list[Outcome] = []
             outcomes.append(results)
+            if now > begun + HOP_TIME:
+                continue
+            until = now + LONG_HOP_TIME if cohort.asks_together else begun + HOP_TIME
             batch = Batch([due.change for _, due in numbered if isinstance(due, Due)])
             for _, due in numbered:
-                if self._closed or now > begun + HOP_TIME:
+                if self._closed or now > until:
                     break
                 results.append(_executed(cohort, due, batch))
                 now = time.monotonic()
+            cohort.asks_together = batch.has_kept
         executions = sum(map(len, outcomes))
         if executions:
             self._pace = (self._pace + (now - begun) / executions) / 2

@@ -84,6 +84,11 @@ class Batch:
         self.changes = changes
         self._kept: dict[Hashable, Any] | None = None
 
+    @property
+    def has_kept(self) -> bool:
+        """Return whether something was asked for all of them."""
+        return self._kept is not None
+
     def once(self, key: Hashable, make: Callable[[], V]) -> V:
         """Return what was made under this key, and make it the first time."""
         if self._kept is None:
@@ -244,7 +249,8 @@ class Cohort:
     Operations that share executions.
 
     `pending` has what is still to be executed, numbered; `cursor` is that of whoever has been sent all before it;
-    `settled` is open while there is nothing pending, and nothing under way.
+    `settled` is open while there is nothing pending, and nothing under way; `asks_together` tells whether executions of
+    the last batch had something in common that was asked once.
     """
 
     interest: Interest
@@ -254,6 +260,7 @@ class Cohort:
     pending: list[tuple[int, Due | Marker]] = field(default_factory=list)
     number: int = 0
     scheduled: bool = False
+    asks_together: bool = False
     settled: Gate = field(default_factory=partial(Gate, is_open=True))
 
     def add(self, operation: Operation) -> None:
