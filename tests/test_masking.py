@@ -30,7 +30,7 @@ def chat(database_triggers: Database) -> Iterator[Chat]:
 SECRET = "relation 'salaries' does not exist"
 
 
-class Picky(graphene.Scalar):
+class Picky(graphene.Scalar):  # type: ignore[misc]
     """Takes nothing."""
 
     @staticmethod
