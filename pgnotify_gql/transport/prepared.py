@@ -14,6 +14,7 @@ done anew by graphql-core, which knows what to say.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from inspect import iscoroutine
 from typing import Any, NamedTuple
 
 from graphene.types.resolver import attr_resolver, dict_or_attr_resolver, dict_resolver
@@ -116,12 +117,24 @@ def _value(leaf: Leaf, source: Any) -> Any:
         value = leaf.resolve(source, None)
         if value is None:
             return None if leaf.nullable else Undefined
-        if isinstance(value, Exception) or may_be_awaited(value):
+        if isinstance(value, Exception):
+            return Undefined
+        if may_be_awaited(value):
+            _leave(value, leaf, source)
             return Undefined
         serialized = leaf.serialize(value)
     except Exception:
         return Undefined
     return Undefined if serialized is None else serialized
+
+
+def _leave(value: Any, leaf: Leaf, source: Any) -> None:
+    """Leave what can be awaited to graphql-core: it is given the same, or another one if a property makes it."""
+    other = leaf.resolve(source, None)
+    if other is not value:
+        for made in (value, other):
+            if iscoroutine(made):
+                made.close()
 
 
 def _merged(fields: Iterable[str], found: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
