@@ -262,7 +262,7 @@ async def nothing_pending(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cohorts", "most", "of_many", "room_for"), [(1, 10, 10, 10), (3, 10, 30, 30), (3, 10, 1_000, 300)]
+    ("cohorts", "most", "of_many", "room_for"), [(1, 10, 1_000, 10), (3, 10, 30, 30), (3, 10, 1_000, 210)]
 )
 async def test_there_is_no_room_while_too_much_is_pending_and_more_of_it_where_many_cohorts_wait(
     executor: Executor, monkeypatch: pytest.MonkeyPatch, cohorts: int, most: int, of_many: int, room_for: int

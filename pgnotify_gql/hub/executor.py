@@ -38,11 +38,12 @@ HOP_TIME = 0.005
 """Seconds after which a hop starts nothing more: results leave when their hop ends."""
 
 MOST_PENDING = 10_000
-"""Changes waiting for execution in all cohorts; with more, the hub reads no further until they are worked off."""
+"""Changes waiting for execution in a cohort; with more, the hub reads no further until they are worked off."""
 
 MOST_PENDING_OF_MANY = 100_000
-"""The same where many cohorts wait, for HOP_CHANGES each: they wait for the same changes, so that these take little
-memory, and each is executed for as many of them at once as possible, with one query and one write to its socket."""
+"""The same for all cohorts together, which may have HOP_CHANGES more for each but the first: they wait for the same
+changes, so that these take little memory, and each is executed for as many of them at once as possible, with one query
+and one write to its socket."""
 
 LONG_HOP_TIME = 0.05
 """Seconds after which a hop breaks off a cohort that asks for all changes of a batch together: what it has been given
@@ -96,7 +97,8 @@ class Executor:
 
     @property
     def _has_room(self) -> bool:
-        return self._pending < max(MOST_PENDING, min(MOST_PENDING_OF_MANY, self._busy * HOP_CHANGES))
+        others = max(0, self._busy - 1)
+        return self._pending < min(MOST_PENDING_OF_MANY, MOST_PENDING + others * HOP_CHANGES)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a synchronous function in a worker thread, with the connections looked after."""
