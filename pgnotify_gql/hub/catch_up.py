@@ -36,6 +36,7 @@ from .stretch import Stretch
 from .topics import TopicIndex
 
 if TYPE_CHECKING:
+    from .feed import Feed
     from .hub import Hub
 
 logger = logging.getLogger("pgnotify_gql.hub")
@@ -44,7 +45,10 @@ LITTLE = 200
 """Changes of a round, at most, for the next one to be the last: so many hold up the feed for milliseconds."""
 
 PATIENCE = 1.0
-"""Seconds that a connection waits for a client without room."""
+"""Seconds that a connection waits for a client without room, where nobody else waits for the connection."""
+
+LITTLE_PATIENCE = 0.05
+"""The same where somebody does: a hundred clients that do not read hold up one that does for seconds, not a minute."""
 
 TURN = 10.0
 """Seconds for which a connection serves one operation: others may wait, and its transaction keeps vacuum from its work.
@@ -135,7 +139,7 @@ class _CatchUp:
                     self._queue(change)
                     if self._operation.behind.is_open:
                         return 0
-                    if not await self._keeps_pace(until):
+                    if not await self._keeps_pace(feed, until):
                         break
                 else:
                     self._positions[model] = end
@@ -201,14 +205,14 @@ class _CatchUp:
         if self._index.find(change):
             self._hub.executor.submit(self._cohort, Due(change, self._cursor()))
 
-    async def _keeps_pace(self, until: float) -> bool:
+    async def _keeps_pace(self, feed: Feed, until: float) -> bool:
         """Wait for executions and for the client; return whether there is time, and room, for more."""
         if len(self._cohort.pending) < self._operation.ahead:
             return True
         await self._hub.executor.room()
         await self._cohort.settled.passed()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(LITTLE_PATIENCE if feed.is_waited_for else PATIENCE):
                 await self._operation.outlet.room()
         except TimeoutError:
             return False

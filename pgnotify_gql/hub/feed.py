@@ -165,6 +165,11 @@ class Feed:
                     yield stretch
                     start = stretch.end
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Return whether somebody waits for a connection to replay something."""
+        return self._replayers.wanted
+
     async def _join_model(self, label: str) -> None:
         if label in self._intakes:
             return

@@ -126,17 +126,27 @@ class Replayers:
     def __init__(self, reader: HubReader, count: int = REPLAYERS) -> None:
         self._readers = [reader.another() for _ in range(count)]
         self._free = asyncio.Queue[HubReader]()
+        self._waiting = 0
         for other in self._readers:
             self._free.put_nowait(other)
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[HubReader]:
         """Wait for a reader that nobody else uses."""
-        reader = await self._free.get()
+        self._waiting += 1
+        try:
+            reader = await self._free.get()
+        finally:
+            self._waiting -= 1
         try:
             yield reader
         finally:
             self._free.put_nowait(reader)
+
+    @property
+    def wanted(self) -> bool:
+        """Return whether somebody waits for one."""
+        return self._waiting > 0
 
     async def close(self) -> None:
         """Close all connections."""

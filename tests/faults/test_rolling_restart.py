@@ -24,7 +24,7 @@ SERVERS = 2
 
 CLIENTS = 10
 
-WINDOW = 1.5
+WINDOW = 3.0
 
 RESTART_CODES = {"daphne": 4012, "uvicorn": 1012}
 """Daphne sends 1000 and private codes only."""
