@@ -215,7 +215,9 @@ async def test_a_hundred_stalled_clients_cost_what_may_wait_for_them_and_disturb
         undisturbed = await served.delay()
         clients = await served.stalled()
         assert await served.grown() < STALLED * OUTBOX + BESIDES
-        assert await served.delay() < 3 * undisturbed + 0.02
+        # Once is enough: a client in the way would be there each time, whatever else the machine does is not.
+        delays = [await served.delay() for _ in range(5)]
+        assert min(delays) < 3 * undisturbed + 0.02
         # Twice: what the first ones have cost is there for others when they have left.
         for client in clients[20:]:
             client.leave()
