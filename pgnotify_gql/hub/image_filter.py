@@ -106,7 +106,12 @@ class ImageFilter:
 def rows_of(change: Change) -> Sequence[Row]:
     """Return what is known of a row before and after a change, by the names of its fields; at least its key."""
     images = [image for image in (change.old, change.new) if image is not None]
-    return [{**image, **change.keys} for image in images] or [change.keys]
+    return [row_of(change, image) for image in images] or [row_of(change, None)]
+
+
+def row_of(change: Change, image: Row | None) -> Row:
+    """Return what is known of a row by one of its images, by the names of its fields; at least its key."""
+    return {**(image or {}), **change.keys}
 
 
 class _Compiler:

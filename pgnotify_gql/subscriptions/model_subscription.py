@@ -32,7 +32,7 @@ from ..capture.kinds import ALL_KINDS, Kind
 from ..capture.registry import registry
 from ..errors import ConfigurationError, TopicError
 from ..hub import Topic
-from ..hub.image_filter import ImageFilter, Row
+from ..hub.image_filter import ImageFilter, row_of
 from ..journal import Change
 from .arguments import TopicArgument, topic_arguments
 from .row_change import RESERVED, ChangeKind, RowChange, Transition, row_change_type
@@ -282,8 +282,8 @@ def _transition(topic: Topic, change: Change) -> Transition | None:
     is sent a row of which it is not known whether he has asked for it.
     """
     try:
-        was = change.kind is not Kind.INSERT and topic.matches(_row(change, change.old))
-        is_now = change.kind is not Kind.DELETE and topic.matches(_row(change, change.new))
+        was = change.kind is not Kind.INSERT and topic.matches(row_of(change, change.old))
+        is_now = change.kind is not Kind.DELETE and topic.matches(row_of(change, change.new))
     except KeyError:
         return None
     if is_now:
@@ -300,10 +300,6 @@ def _copy(row: Any) -> Any:
     other._state = copy(row._state)
     other._state.fields_cache = dict(row._state.fields_cache)
     return other
-
-
-def _row(change: Change, image: Row | None) -> Row:
-    return {**(image or {}), **change.keys}
 
 
 def _output_of(cls: type, model: Any, output: Any) -> Any:
