@@ -17,11 +17,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from django.db import connections
 
-from .operations import Batch, Cohort, Due, Executed, Marker
+from .lanes import Lanes
+from .operations import Batch, Cohort, Due, Marker, Taken
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -34,8 +35,13 @@ HOP_CHANGES = 100
 HOP_EXECUTIONS = 250
 """Executions in one hop to a thread, at most: a hop costs about 100 us, a small execution 15."""
 
-HOP_TIME = 0.005
-"""Seconds after which a hop starts nothing more: results leave when their hop ends."""
+HOP_TIME = 0.02
+"""Seconds after which a hop starts nothing more: results leave when their hop ends.  What a hop costs beside (a turn of
+the event loop, hand-overs between threads, a write to each socket) is shared by all that is executed in it: queries, of
+which there is time for few, come a fifth faster than with 5 ms."""
+
+OVERDUE = 0.05
+"""Seconds after which a hop is left to wait for whatever it waits for, and another thread is used beside its own."""
 
 MOST_PENDING = 10_000
 """Changes waiting for execution in a cohort; with more, the hub reads no further until they are worked off."""
@@ -57,8 +63,16 @@ CLOSE_TIMEOUT = 5.0
 
 Outcome = str | None | Awaitable[str | None]
 
-Work = list[tuple[Cohort, list[tuple[int, Due | Marker]]]]
-"""Cohorts, and what is to be executed of each, numbered."""
+Work = list[tuple[Cohort, Taken]]
+"""Cohorts, and what is to be executed of each."""
+
+
+class Hop(NamedTuple):
+    """What came of a hop, and for how many of the seconds that it took its thread has computed."""
+
+    outcomes: list[list[Outcome]]
+    computed: float
+    taken: float
 
 
 class Executor:
@@ -68,16 +82,21 @@ class Executor:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pgnotify_gql")
         self._idle = workers
         self._workers = workers
+        self._lanes = Lanes(workers)
         self._ready: deque[Cohort] = deque()
         self._pending = 0
         # Cohorts with something that waits, or is under way.
         self._busy = 0
+        # Looked at for each cohort and change, and so not counted out each time.
+        self._most_pending = MOST_PENDING
         # Seconds that an execution takes, about. A hop is given no more than there is time for: what it must hand back
         # costs as much as if it had not been given.
         self._pace = HOP_TIME / HOP_EXECUTIONS
         self._room = asyncio.Event()
         self._room.set()
         self._hops: set[asyncio.Task[None]] = set()
+        # Those that are not overdue.
+        self._punctual: set[asyncio.Future[Hop]] = set()
         self._closed = False
         self._used = threading.local()
 
@@ -86,19 +105,19 @@ class Executor:
         cohort.queue(due)
         self._pending += 1
         if not cohort.scheduled:
-            self._busy += 1
+            self._count_busy(1)
             self._schedule(cohort)
-        if self._pending >= MOST_PENDING and not self._has_room:
+        if self._pending >= self._most_pending:
             self._room.clear()
 
     async def room(self) -> None:
         """Wait until not too much is pending."""
         await self._room.wait()
 
-    @property
-    def _has_room(self) -> bool:
+    def _count_busy(self, difference: int) -> None:
+        self._busy += difference
         others = max(0, self._busy - 1)
-        return self._pending < min(MOST_PENDING_OF_MANY, MOST_PENDING + others * HOP_CHANGES)
+        self._most_pending = min(MOST_PENDING_OF_MANY, MOST_PENDING + others * HOP_CHANGES)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a synchronous function in a worker thread, with the connections looked after."""
@@ -139,60 +158,74 @@ class Executor:
             asyncio.get_running_loop().call_soon(self._start_hops)
 
     def _start_hops(self) -> None:
-        while self._ready and self._idle and not self._closed:
-            share = -(-len(self._ready) // self._idle)
+        while self._ready and not self._closed and (free := self._free) > 0:
+            share = -(-len(self._ready) // free)
             left = max(1, min(HOP_EXECUTIONS, int(HOP_TIME / self._pace)))
             work: Work = []
             while len(work) < share and left > 0:
                 cohort = self._ready.popleft()
-                numbered = cohort.take(HOP_CHANGES if cohort.asks_together else min(HOP_CHANGES, left))
-                work.append((cohort, numbered))
-                left -= len(numbered)
+                taken = cohort.take(HOP_CHANGES if cohort.asks_together else min(HOP_CHANGES, left))
+                work.append((cohort, taken))
+                left -= len(taken.dues)
             self._idle -= 1
             executing = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
+            self._punctual.add(executing)
             hop = asyncio.create_task(self._hop(work, executing), name="pgnotify_gql hop")
             self._hops.add(hop)
             hop.add_done_callback(self._hops.discard)
 
-    async def _hop(self, work: Work, executing: asyncio.Future[list[list[Outcome]]]) -> None:
-        taken = sum(len(numbered) for _, numbered in work)
+    @property
+    def _free(self) -> int:
+        return min(self._idle, self._lanes.open - len(self._punctual))
+
+    def _let_pass(self, executing: asyncio.Future[Hop]) -> None:
+        self._punctual.discard(executing)
+        self._start_hops()
+
+    async def _hop(self, work: Work, executing: asyncio.Future[Hop]) -> None:
+        overdue = asyncio.get_running_loop().call_later(OVERDUE, self._let_pass, executing)
+        done = sum(len(taken.dues) for _, taken in work)
         try:
             # Shielded: what a thread has begun comes back in any case, and coroutines that nobody awaits are closed.
-            outcomes = await asyncio.shield(executing)
-            settled = await _all_settled(outcomes)
-            for (cohort, numbered), results in zip(work, settled, strict=True):
+            hop = await asyncio.shield(executing)
+            self._lanes.note(hop.computed, hop.taken)
+            settled = await _all_settled(hop.outcomes)
+            for (cohort, taken), results in zip(work, settled, strict=True):
                 # Fewer results than changes: the hop's time was up.
-                left = numbered[len(results) :]
+                left = taken.dues[len(results) :]
                 cohort.put_back(left)
-                taken -= len(left)
-                _deliver(cohort, [Executed(*each, result) for each, result in zip(numbered, results, strict=False)])
+                done -= len(left)
+                _deliver(cohort, taken, results)
         finally:
             executing.add_done_callback(_close_coroutines)
+            overdue.cancel()
+            self._punctual.discard(executing)
             self._idle += 1
-            self._pending -= taken
+            self._pending -= done
             for cohort, _ in work:
                 cohort.scheduled = False
                 if cohort.pending:
                     self._schedule(cohort)
                 else:
-                    self._busy -= 1
+                    self._count_busy(-1)
                     cohort.settled.open()
-            if self._has_room:
+            if self._pending < self._most_pending:
                 self._room.set()
             self._start_hops()
 
-    def _execute(self, work: Work) -> list[list[Outcome]]:
+    def _execute(self, work: Work) -> Hop:
+        computed = time.thread_time()
         self._look_after_connections()
         begun = now = time.monotonic()
         outcomes: list[list[Outcome]] = []
-        for cohort, numbered in work:
+        for cohort, taken in work:
             results: list[Outcome] = []
             outcomes.append(results)
             if now > begun + HOP_TIME:
                 continue
             until = now + LONG_HOP_TIME if cohort.asks_together else begun + HOP_TIME
-            batch = Batch([due.change for _, due in numbered if isinstance(due, Due)])
-            for _, due in numbered:
+            batch = Batch([due.change for due in taken.dues if isinstance(due, Due)])
+            for due in taken.dues:
                 if self._closed or now > until:
                     break
                 results.append(_executed(cohort, due, batch))
@@ -201,7 +234,7 @@ class Executor:
         executions = sum(map(len, outcomes))
         if executions:
             self._pace = (self._pace + (now - begun) / executions) / 2
-        return outcomes
+        return Hop(outcomes, time.thread_time() - computed, now - begun)
 
     def _look_after_connections(self) -> None:
         now = time.monotonic()
@@ -226,16 +259,17 @@ def _executed(cohort: Cohort, due: Due | Marker, batch: Batch) -> Outcome:
         return None
 
 
-def _deliver(cohort: Cohort, executed: Sequence[Executed]) -> None:
+def _deliver(cohort: Cohort, taken: Taken, results: Sequence[str | None]) -> None:
     try:
-        cohort.deliver(executed)
+        cohort.deliver(taken, results)
     except Exception:
         logger.exception("results could not be delivered")
 
 
 async def _all_settled(outcomes: list[list[Outcome]]) -> list[list[str | None]]:
     """Await those of a hop that are asynchronous, all at once: so a dataloader finds what they ask together."""
-    if not any(inspect.isawaitable(outcome) for results in outcomes for outcome in results):
+    # Whatever is neither: inspect.isawaitable() asks for more than one thing, of every result.
+    if all(type(outcome) is str or outcome is None for results in outcomes for outcome in results):
         return outcomes  # type: ignore[return-value]  # none of them is awaitable
     async with asyncio.TaskGroup() as group:
         settling = [[group.create_task(_settled(outcome)) for outcome in results] for results in outcomes]
@@ -254,11 +288,11 @@ async def _settled(outcome: Outcome) -> str | None:
         return None
 
 
-def _close_coroutines(executed: asyncio.Future[list[list[Outcome]]]) -> None:
+def _close_coroutines(executed: asyncio.Future[Hop]) -> None:
     """Close what was not awaited, because its hop has ended before."""
     if executed.cancelled() or executed.exception():
         return
-    for results in executed.result():
+    for results in executed.result().outcomes:
         for outcome in results:
             if inspect.iscoroutine(outcome):
                 outcome.close()

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
+from itertools import count
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from ..journal.change import Change
@@ -194,12 +195,11 @@ class Live(Marker):
         return {"live": True, "cursor": self.cursor.token}
 
 
-class Executed(NamedTuple):
-    """What was due in a cohort, its number there, and the JSON of its result, if there is anything to send."""
+class Taken(NamedTuple):
+    """What is next to be executed in a cohort, in order, and the number of the first."""
 
-    number: int
-    due: Due | Marker
-    payload: str | None
+    first: int
+    dues: Sequence[Due | Marker]
 
 
 class Outlet(Protocol):
@@ -248,16 +248,16 @@ class Cohort:
     """
     Operations that share executions.
 
-    `pending` has what is still to be executed, numbered; `cursor` is that of whoever has been sent all before it;
-    `settled` is open while there is nothing pending, and nothing under way; `asks_together` tells whether executions of
-    the last batch had something in common that was asked once.
+    `pending` has what is still to be executed, and `number` counts what was ever queued; `cursor` is that of whoever
+    has been sent all before it; `settled` is open while there is nothing pending, and nothing under way;
+    `asks_together` tells whether executions of the last batch had something in common that was asked once.
     """
 
     interest: Interest
     execution: Execution
     cursor: Cursor
     members: dict[Operation, None] = field(default_factory=dict)
-    pending: list[tuple[int, Due | Marker]] = field(default_factory=list)
+    pending: list[Due | Marker] = field(default_factory=list)
     number: int = 0
     scheduled: bool = False
     asks_together: bool = False
@@ -272,31 +272,33 @@ class Cohort:
     def queue(self, due: Due | Marker) -> None:
         """Queue what is due, behind what was before it."""
         self.number += 1
-        self.pending.append((self.number, due))
+        self.pending.append(due)
         self.settled.close()
 
-    def take(self, most: int) -> list[tuple[int, Due | Marker]]:
+    def take(self, most: int) -> Taken:
         """Take what is next to be executed."""
-        taken = self.pending[:most]
+        taken = Taken(self.number - len(self.pending) + 1, self.pending[:most])
         del self.pending[:most]
         return taken
 
-    def put_back(self, due: Sequence[tuple[int, Due | Marker]]) -> None:
-        """Put back what was taken and not executed, to where it was."""
-        self.pending[:0] = due
+    def put_back(self, dues: Sequence[Due | Marker]) -> None:
+        """Put back the last of what was taken, and not executed, to where it was."""
+        self.pending[:0] = dues
 
-    def deliver(self, executed: Sequence[Executed]) -> None:
-        """Send what has a result to every member that had joined before its change."""
+    def deliver(self, taken: Taken, results: Sequence[str | None]) -> None:
+        """Send the first of what was taken, whose results are given, to every member that had joined before."""
         # Behind a resync with which the state begins anew, nothing is sent to those who were told.
-        ends = [place for place, each in enumerate(executed, 1) if isinstance(each.due, Resync) and each.due.anew]
+        ends = [
+            place for place, due in enumerate(taken.dues[: len(results)], 1) if isinstance(due, Resync) and due.anew
+        ]
         begin = 0
-        for end in [*ends, len(executed)]:
-            self._deliver(executed[begin:end], anew=end in ends)
+        for end in [*ends, len(results)]:
+            self._deliver(Taken(taken.first + begin, taken.dues[begin:end]), results[begin:end], anew=end in ends)
             begin = end
 
-    def _deliver(self, executed: Sequence[Executed], *, anew: bool) -> None:
+    def _deliver(self, taken: Taken, results: Sequence[str | None], *, anew: bool) -> None:
         numbers, payloads, stands = list[int](), list[str](), [self.cursor]
-        for number, due, payload in executed:
+        for number, due, payload in zip(count(taken.first), taken.dues, results, strict=False):
             if payload is None:
                 stands[-1] = due.cursor
             else:
@@ -304,13 +306,13 @@ class Cohort:
                 payloads.append(payload)
                 stands.append(due.cursor)
         if payloads:
-            results = Payloads(*payloads)
+            made = Payloads(*payloads)
             for operation in list(self.members):
                 missed = 0 if operation.joined_at < numbers[0] else bisect_right(numbers, operation.joined_at)
-                taken = missed + operation.outlet.offer(results.after(missed))
-                if taken < len(results):
-                    self._let_go(operation, stands[taken])
-                elif anew and missed < len(results):
+                sent = missed + operation.outlet.offer(made.after(missed))
+                if sent < len(made):
+                    self._let_go(operation, stands[sent])
+                elif anew and missed < len(made):
                     self._let_go(operation, None)
         self.cursor = stands[-1]
 

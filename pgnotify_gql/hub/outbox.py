@@ -241,40 +241,39 @@ class Outbox:
             self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._watch)
 
     async def _write_all(self) -> None:
-        loop = asyncio.get_running_loop()
+        # In one piece: a call more costs half a microsecond for each frame of every socket.
+        loop, ping, most = asyncio.get_running_loop(), self._ping, self._size
         if self._timer is None:
             self._timer = loop.call_later(self._patience, self._watch)
         while self._frames:
             self._writing_since = loop.time()
-            await self._write_next()
-
-    async def _write_next(self) -> None:
-        assert self._frames
-        if self._ping is not None and self._unread + len(self._frames[0]) > self._size:
-            await self._until_read(self._ping)
-        frame = self._frames.popleft()
-        self._waiting -= len(frame)
-        if not self._drained.is_open and self._has_room:
-            self._drained.open()
-        await self._write(frame)
-        # Asked well before the limit, so that a client that does read is never waited for.
-        if self._ping is not None and not self._asked and self._unread > self._size // 4:
-            await self._write(self._ping)
+            if ping is not None and self._unread + len(self._frames[0]) > most:
+                await self._until_read(ping)
+            frame = self._frames.popleft()
+            self._waiting -= len(frame)
+            if not self._drained.is_open and self._has_room:
+                self._drained.open()
+            self._note_written(frame)
+            await self._send(frame)
+            # Asked well before the limit, so that a client that does read is never waited for.
+            if ping is not None and not self._asked and self._unread > most // 4:
+                self._note_written(ping)
+                await self._send(ping)
 
     async def _until_read(self, ping: str) -> None:
         assert self._frames
         while self._unread and self._unread + len(self._frames[0]) > self._size:
             if not self._asked:
-                await self._write(ping)
+                self._note_written(ping)
+                await self._send(ping)
             self._heard.close()
             await self._heard.passed()
 
-    async def _write(self, frame: str) -> None:
+    def _note_written(self, frame: str) -> None:
         self._written += len(frame)
         if frame == self._ping:
             # Every ping has its pong, in order: also those that only keep the connection alive.
             self._asked.append(self._written)
-        await self._send(frame)
 
     @property
     def _unread(self) -> int:

@@ -191,7 +191,8 @@ class _Socket:
                 asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._wire.cut)
 
     async def _write(self, frame: str) -> None:
-        await self._wire.writable()
+        if not self._wire.is_writable:
+            await self._wire.writable()
         await self._send({"type": "websocket.send", "text": frame})
 
 

@@ -134,7 +134,7 @@ class _Execution:
     def __call__(self, change: Change, cursor: Cursor, batch: Batch) -> str | Awaitable[str | None] | None:
         event = Event(change, cursor)
         result = self._execute(event, batch)
-        if inspect.isawaitable(result):
+        if not isinstance(result, ExecutionResult):
             return self._later(event, result)
         return None if event.skipped else self._encode(result, {"cursor": cursor.token})
 

@@ -26,6 +26,7 @@ from graphql import (
     GraphQLError,
     GraphQLObjectType,
     GraphQLSchema,
+    OperationDefinitionNode,
     Undefined,
     execute,
     get_nullable_type,
@@ -59,9 +60,20 @@ class Leaf(NamedTuple):
 
 
 class PreparedContext(ExecutionContext):
-    """Resolves leaves by itself; `leaves` are those of each selection that has been met, beside the other fields."""
+    """
+    Resolves leaves by itself; `leaves` are those of each selection that has been met, beside the other fields.
+
+    `selected` has the type and the fields at the root, once they are known.
+    """
 
     leaves: dict[int, tuple[object, list[Leaf], list[str]]]
+    selected: list[tuple[GraphQLObjectType, dict[str, list[FieldNode]]]]
+
+    def execute_operation(self, operation: OperationDefinitionNode, root_value: Any) -> Any:
+        """Return the data of an operation, or an awaitable of it, as graphql-core does."""
+        if self.selected:
+            return self.execute_fields(self.selected[0][0], root_value, None, self.selected[0][1])
+        return super().execute_operation(operation, root_value)
 
     def execute_fields(
         self, parent_type: GraphQLObjectType, source_value: Any, path: Path | None, fields: dict[str, list[FieldNode]]
@@ -69,6 +81,8 @@ class PreparedContext(ExecutionContext):
         """Return the values of a selection, or an awaitable of them, as graphql-core does."""
         # Selections are remembered by the context, except for the one at the root.
         if path is None:
+            if not self.selected:
+                self.selected.append((parent_type, fields))
             return super().execute_fields(parent_type, source_value, path, fields)
         if id(fields) not in self.leaves:
             # With the selection, whose id would be given to another one otherwise.
@@ -171,6 +185,19 @@ class PreparedRequest:
 
     def execute(self, root: Any, context: Any) -> ExecutionResult | Awaitable[ExecutionResult]:
         """Execute on a root value."""
+        if self._built is None:
+            return self._execute(self, root, context)
+        # What graphql-core does around an execution that goes well, in a quarter of the time (3 us).
+        execution = _copy(self._built, root, context)
+        try:
+            data: Any = execution.execute_operation(execution.operation, root)
+        except GraphQLError as error:
+            return self._execute(_Begun(execution, error), root, context)
+        if may_be_awaited(data) or _has_errors(execution):
+            return self._execute(_Begun(execution, data), root, context)
+        return ExecutionResult(data, None)
+
+    def _execute(self, contexts: Any, root: Any, context: Any) -> ExecutionResult | Awaitable[ExecutionResult]:
         return execute(
             self._schema,
             self._document,
@@ -179,33 +206,60 @@ class PreparedRequest:
             variable_values=self._variables,
             operation_name=self._name,
             is_awaitable=may_be_awaited,
-            execution_context_class=self,  # type: ignore[arg-type]  # it has what is asked of the class
+            execution_context_class=contexts,
         )
 
     def build(
         self, schema: GraphQLSchema, document: DocumentNode, root: Any, context: Any, *options: Any, **further: Any
     ) -> ExecutionContext | list[GraphQLError]:
         """Return the context of one execution, or errors of the request."""
-        if self._built is None:
-            built = PreparedContext.build(schema, document, root, context, *options, **further)
-            if isinstance(built, list):
-                return built
-            assert isinstance(built, PreparedContext)
-            built.leaves = {}
-            if not _is_immutable(built.variable_values):
-                return built
-            self._built = built
-        return _copy(self._built, root, context)
+        built = PreparedContext.build(schema, document, root, context, *options, **further)
+        if isinstance(built, list):
+            return built
+        assert isinstance(built, PreparedContext)
+        built.leaves, built.selected = {}, []
+        if not _is_immutable(built.variable_values):
+            return built
+        self._built = built
+        return _copy(built, root, context)
+
+
+class _Begun:
+    """Stands in for the class of execution contexts as well: graphql-core goes on with what has been executed."""
+
+    def __init__(self, execution: ExecutionContext, outcome: Any) -> None:
+        self._execution = execution
+        self._outcome = outcome
+
+    def build(self, *options: Any, **further: Any) -> ExecutionContext:
+        """Return the context of the execution."""
+        self._execution.__dict__["execute_operation"] = self._executed
+        return self._execution
+
+    def _executed(self, *_: Any) -> Any:
+        if isinstance(self._outcome, GraphQLError):
+            raise self._outcome
+        return self._outcome
 
 
 def _copy(built: ExecutionContext, root: Any, context: Any) -> ExecutionContext:
     copy: ExecutionContext = object.__new__(type(built))
-    copy.__dict__.update(built.__dict__)
-    copy.root_value, copy.context_value = root, context
+    attributes = copy.__dict__
+    attributes.update(built.__dict__)
+    attributes["root_value"], attributes["context_value"] = root, context
     for name in ERRORS:
-        if name in copy.__dict__:
-            copy.__dict__[name] = type(copy.__dict__[name])()
+        if name in attributes:
+            attributes[name] = type(attributes[name])()
     return copy
+
+
+def _has_errors(execution: ExecutionContext) -> bool:
+    for name in ERRORS:
+        errors = execution.__dict__.get(name, ())
+        # A list, or what has a list of that name.
+        if getattr(errors, "errors", errors):
+            return True
+    return False
 
 
 def _is_immutable(variables: Mapping[str, Any]) -> bool:

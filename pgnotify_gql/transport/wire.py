@@ -29,7 +29,9 @@ MOST_LOOKED_AT = 100
 
 
 class Wire(ABC):
-    """The connection of one socket."""
+    """The connection of one socket; `is_writable` says whether the server's buffer has room."""
+
+    is_writable = True
 
     @abstractmethod
     async def writable(self) -> None:
@@ -73,6 +75,11 @@ class TwistedWire(Wire):
         # Left from the handshake is the producer of a request that is over.
         transport.unregisterProducer()
         transport.registerProducer(self, True)
+
+    @property
+    def is_writable(self) -> bool:  # type: ignore[override]  # what others are for ever
+        """Return whether it is not paused."""
+        return self._resumed.is_set()
 
     async def writable(self) -> None:
         await self._resumed.wait()
