@@ -234,15 +234,15 @@ def project_environment(
 APPLICATION = "example.asgi:application"
 
 
-def daphne(environment: dict[str, str], application: str = APPLICATION) -> ProjectServer:
+def daphne(environment: dict[str, str], application: str = APPLICATION, *arguments: str) -> ProjectServer:
     port = free_port()
-    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), application]
+    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), *arguments, application]
     return ProjectServer(command, port=port, environment=environment)
 
 
-def uvicorn(environment: dict[str, str], application: str = APPLICATION) -> ProjectServer:
+def uvicorn(environment: dict[str, str], application: str = APPLICATION, *arguments: str) -> ProjectServer:
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port), *arguments]
     return ProjectServer([*command, application], port=port, environment=environment)
 
 
