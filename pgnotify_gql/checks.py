@@ -25,7 +25,7 @@ from .capture.condition import resolve_condition
 from .capture.installer import Plan, plan_install
 from .capture.registry import registry
 from .capture.watch import Watch
-from .errors import JournalMissingError, ReadOnlyDatabaseError, TableMissingError, WatchError
+from .errors import ConfigurationError, JournalMissingError, ReadOnlyDatabaseError, TableMissingError, WatchError
 
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
@@ -34,15 +34,34 @@ SECRET = re.compile(r"passw|passphrase|secret|token|credential|(api|private)_?ke
 
 
 @register()
-def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """E001: a mistake in PGNOTIFY_GQL. E002: an alias in it does not exist, or leads where another does."""
+def check_settings(**kwargs: Any) -> list[Error]:
+    """
+    E001: a mistake in PGNOTIFY_GQL. E002: an alias in it does not exist, or leads where another does.
+
+    E008: its list of documents cannot be read.
+    """
     values = getattr(django_settings, conf.NAME, {})
     mistakes = conf.find_mistakes(values)
     if mistakes:
         return [Error(mistake, id="pgnotify_gql.E001") for mistake in mistakes]
-    aliases = conf.read(values).DATABASES
+    settings = conf.read(values)
+    aliases = settings.DATABASES
     unknown = [conf.unknown_alias(alias) for alias in aliases if alias not in connections]
-    return [Error(mistake, id="pgnotify_gql.E002") for mistake in unknown + _same_database(aliases)]
+    found = [Error(mistake, id="pgnotify_gql.E002") for mistake in unknown + _same_database(aliases)]
+    return found + _check_documents(settings.ALLOWED_DOCUMENTS)
+
+
+def _check_documents(path: str) -> list[Error]:
+    if not path:
+        return []
+    # Of the layers that serve subscriptions nothing is loaded where a process only migrates.
+    from .transport.allowed_documents import AllowedDocuments
+
+    try:
+        AllowedDocuments.read(path)
+    except ConfigurationError as error:
+        return [Error(str(error), id="pgnotify_gql.E008")]
+    return []
 
 
 def _same_database(aliases: Sequence[str]) -> list[str]:

@@ -79,11 +79,35 @@ class Settings:
     MAX_MESSAGE_BYTES: int = 1_000_000
     """The largest message a client may send."""
 
+    MESSAGE_RATE: float = 100.0
+    """Messages that a client may send in a second; at once those of ten seconds."""
+
     MAX_QUERY_TOKENS: int = 5_000
     """Words and signs in the largest document a client may send; GraphiQL's introspection has about 300."""
 
+    MAX_QUERY_DEPTH: int = 15
+    """Fields inside of each other in a document; introspection does not count."""
+
+    MAX_QUERY_COMPLEXITY: int = 1_000
+    """Fields that a document selects, with its fragments put in wherever they are used."""
+
+    MAX_QUERY_ALIASES: int = 50
+    """Fields of a document under a name of the client's own, counted in the same way."""
+
+    INTROSPECTION: bool = False
+    """Let clients ask for the schema, as they may with DEBUG."""
+
+    ALLOWED_DOCUMENTS: str = ""
+    """A JSON file with the documents that clients may ask, as the tools for persisted queries write it; empty: any."""
+
     MAX_OPERATIONS: int = 100
     """Operations at the same time on one socket."""
+
+    MAX_SOCKETS_PER_USER: int = 100
+    """Sockets and streams of one user at the same time, in each server process."""
+
+    AUTH_INTERVAL: float = 60.0
+    """How often it is looked at whether a connected user is still logged in and active."""
 
     SHOW_ERRORS: bool = False
     """Tell clients the messages of unexpected errors, as is done with DEBUG; otherwise an id that is in the log."""
@@ -154,6 +178,11 @@ def get_settings() -> Settings:
 def shows_errors() -> bool:
     """Return whether clients are told the messages of unexpected errors."""
     return bool(django_settings.DEBUG) or get_settings().SHOW_ERRORS
+
+
+def allows_introspection() -> bool:
+    """Return whether clients may ask for the schema."""
+    return bool(django_settings.DEBUG) or get_settings().INTROSPECTION
 
 
 def database_conninfo(settings: Settings, alias: str) -> str:

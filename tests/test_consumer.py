@@ -40,6 +40,7 @@ ended: list[str] = []
 
 class Query(graphene.ObjectType):  # type: ignore[misc]
     hello = graphene.String()
+    bad = graphene.String()
     username = graphene.String()
     param = graphene.String()
     page = graphene.String()
@@ -48,6 +49,10 @@ class Query(graphene.ObjectType):  # type: ignore[misc]
     @staticmethod
     def resolve_hello(root: Any, info: Any) -> str:
         return "world"
+
+    @staticmethod
+    def resolve_bad(root: Any, info: Any) -> str:
+        raise ValueError("it is bad")
 
     @staticmethod
     def resolve_username(root: Any, info: Any) -> str:
@@ -86,6 +91,7 @@ class Subscription(graphene.ObjectType):  # type: ignore[misc]
     forever = graphene.Int()
     flood = graphene.String()
     large = graphene.String()
+    broken = graphene.Int()
 
     @staticmethod
     async def subscribe_count(root: Any, info: Any, to: int) -> AsyncIterator[int]:
@@ -107,6 +113,15 @@ class Subscription(graphene.ObjectType):  # type: ignore[misc]
 
     @staticmethod
     def resolve_forever(root: int, info: Any) -> int:
+        return root
+
+    @staticmethod
+    async def subscribe_broken(root: Any, info: Any) -> AsyncIterator[int]:
+        yield 1
+        raise RuntimeError("a secret of the server")
+
+    @staticmethod
+    def resolve_broken(root: int, info: Any) -> int:
         return root
 
     @staticmethod
@@ -271,6 +286,30 @@ class TestOperations:
             [error] = message["payload"] if isinstance(message["payload"], list) else [message["payload"]]
             assert complaint in error["message"]
             assert await socket.run("{ hello }") == {"data": {"hello": "world"}}
+
+    @BOTH
+    async def test_errors_of_resolvers_travel_in_the_result_and_the_operation_is_completed(
+        self, application: Application, subprotocol: str
+    ) -> None:
+        async with open_socket(application, subprotocol) as socket:
+            await socket.init()
+            result = await socket.run("{ hello bad }")
+            assert result["data"] == {"hello": "world", "bad": None}
+            assert [error["path"] for error in result["errors"]] == [["bad"]]
+
+    @BOTH
+    async def test_an_exception_in_an_event_stream_is_an_error_and_the_socket_stays_open(
+        self, application: Application, subprotocol: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with open_socket(application, subprotocol) as socket:
+            await socket.init()
+            socket.subscribe("subscription { broken }")
+            assert (await socket.receive())["payload"] == {"data": {"broken": 1}}
+            message = await socket.receive()
+            error = {"message": "Internal server error"}
+            assert message == {"id": "1", "type": "error", "payload": error if subprotocol == "graphql-ws" else [error]}
+            assert await socket.run("{ hello }") == {"data": {"hello": "world"}}
+        assert "a secret of the server" in caplog.text
 
     async def test_a_long_operation_does_not_keep_others_waiting(self, socket: AsgiSocket) -> None:
         await socket.init()

@@ -117,6 +117,25 @@ async def test_a_change_waits_for_the_one_before_it_though_threads_are_free(exec
     assert slow.received == ["0", "1", "2", "3"]
 
 
+async def test_a_thread_is_free_while_what_it_has_begun_is_awaited(executor: Executor) -> None:
+    answer = asyncio.Event()
+
+    async def later(change: Any) -> str:
+        await answer.wait()
+        return str(change.number)
+
+    waiting, other = [Receiver(later) for _ in range(8)], Receiver(number)
+    for receiver in waiting:
+        executor.submit(receiver.cohort, Change(0))
+        await asyncio.sleep(0.01)
+    executor.submit(other.cohort, Change(1))
+    await other.has(1)
+    assert not any(receiver.received for receiver in waiting)
+    answer.set()
+    for receiver in waiting:
+        await receiver.has(1)
+
+
 async def test_more_changes_than_a_hop_takes_are_executed_in_order(executor: Executor) -> None:
     receiver = Receiver(number)
     count = 5 * HOP_CHANGES + 3

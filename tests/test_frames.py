@@ -168,6 +168,6 @@ def test_close_codes_are_those_of_the_specifications() -> None:
         "SUBPROTOCOL_NOT_ACCEPTABLE": 4406,
         "INITIALISATION_TIMEOUT": 4408,
         "SUBSCRIBER_EXISTS": 4409,
-        "TOO_MANY_INITIALISATION_REQUESTS": 4429,
+        "TOO_MANY_REQUESTS": 4429,
         "INTERNAL_SERVER_ERROR": 4500,
     }

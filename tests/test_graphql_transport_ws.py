@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pgnotify_gql.transport.close_codes import REASON_BYTES, reason
+from pgnotify_gql.transport.close_codes import REASON_BYTES, CloseCode, reason
+from pgnotify_gql.transport.frames import Request
 from pgnotify_gql.transport.graphql_transport_ws import GraphqlTransportWs
 from pgnotify_gql.transport.protocol import Limits, RequestError
 from tests.support.sockets import Wire, quiet
@@ -305,6 +306,15 @@ class TestSubscribe:
         assert (run.request.query, run.request.operation_name) == ("query A { a }", "A")
         assert (run.request.variables, run.request.extensions) == ({"v": 1}, {"e": 2})
 
+    @pytest.mark.parametrize(
+        "payload", [QUERY, {**QUERY, "operationName": None, "variables": None, "extensions": None}]
+    )
+    async def test_all_but_the_query_may_be_absent_or_null(self, ready: Wire, payload: dict[str, Any]) -> None:
+        ready.send("subscribe", id="1", payload=payload)
+        await quiet()
+        [run] = ready.engine.runs
+        assert run.request == Request("{ a }")
+
     async def test_results_are_sent_in_order_and_then_the_end(self, ready: Wire) -> None:
         ready.send("subscribe", id="1", payload=QUERY)
         await quiet()
@@ -354,6 +364,19 @@ class TestSubscribe:
         await quiet()
         errors = [{"message": "first"}, {"message": "second"}]
         assert ready.frames == [{"id": "1", "type": "error", "payload": errors}]
+        assert ready.socket.closes == []
+
+    async def test_no_complete_follows_an_error_not_even_when_the_client_completes_what_failed(
+        self, ready: Wire
+    ) -> None:
+        ready.send("subscribe", id="1", payload=QUERY)
+        await quiet()
+        ready.engine.runs[0].fail(RequestError([{"message": "no"}]))
+        await quiet()
+        # It crossed the error on the wire.
+        ready.send("complete", id="1")
+        await quiet()
+        assert [frame["type"] for frame in ready.frames] == ["error"]
         assert ready.socket.closes == []
 
     async def test_an_exception_in_a_stream_is_an_error_and_the_socket_stays(
@@ -491,6 +514,24 @@ class TestComplete:
         assert wire.frames == []
         assert wire.socket.closes == []
 
+    async def test_one_that_crosses_ours_on_the_wire_is_ignored(self, ready: Wire) -> None:
+        ready.send("subscribe", id="1", payload=QUERY)
+        await quiet()
+        ready.engine.runs[0].finish()
+        await quiet()
+        ready.send("complete", id="1")
+        await quiet()
+        assert ready.frames == [{"id": "1", "type": "complete"}]
+        assert ready.socket.closes == []
+
+    async def test_one_that_comes_before_an_end_is_sent_takes_its_place(self, ready: Wire) -> None:
+        ready.send("subscribe", id="1", payload=QUERY)
+        await quiet()
+        ready.engine.runs[0].finish()
+        ready.send("complete", id="1")
+        await quiet()
+        assert ready.frames == []
+
     async def test_a_second_complete_is_ignored(self, ready: Wire) -> None:
         ready.send("subscribe", id="1", payload=QUERY)
         await quiet()
@@ -519,6 +560,24 @@ class TestBadRequests:
     async def test_a_type_that_no_client_sends_is_a_bad_request(self, ready: Wire, kind: str) -> None:
         ready.send(kind, id="1", payload={})
         assert ready.socket.code == 4400
+
+    @pytest.mark.parametrize(
+        ("text", "complaint"),
+        [
+            ("nonsense", "the message is not JSON"),
+            ('["ping"]', "the message is not a JSON object"),
+            ('{"id": "1"}', "the message has no 'type' that is a string"),
+            ('{"type": "start"}', "'start' is no message that a client sends"),
+            ('{"type": "connection_ack"}', "'connection_ack' is no message that a client sends"),
+            ('{"type": "ping", "payload": []}', "the payload of 'ping' must be an object"),
+            ('{"type": "complete", "id": ""}', "'complete' needs an 'id' that is a non-empty string"),
+            ('{"type": "subscribe", "id": "1"}', "'subscribe' needs a payload"),
+            ('{"type": "subscribe", "id": "1", "payload": {}}', "the payload needs a 'query' that is a string"),
+        ],
+    )
+    async def test_the_reason_says_in_a_few_words_what_is_wrong(self, ready: Wire, text: str, complaint: str) -> None:
+        ready.text(text)
+        assert ready.socket.closes == [(4400, complaint)]
 
     async def test_a_binary_frame_is_a_bad_request(self, ready: Wire) -> None:
         ready.connection.received_bytes()
@@ -598,6 +657,12 @@ class TestTheEndOfTheConnection:
         await quiet()
         await wire.close()
         assert wire.frames == []
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("pgnotify_gql")]
+
+    async def test_only_the_first_close_counts(self, ready: Wire) -> None:
+        ready.text("nonsense")
+        ready.connection.close(CloseCode.SERVICE_RESTART, "This server restarts")
+        assert [code for code, _ in ready.socket.closes] == [4400]
 
     async def test_leaves_no_task_behind(self, caplog: pytest.LogCaptureFixture) -> None:
         before = asyncio.all_tasks()
@@ -610,6 +675,20 @@ class TestTheEndOfTheConnection:
         await wire.close()
         assert asyncio.all_tasks() == before
         assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+    @pytest.mark.parametrize("code", [1000, 1001, 1012])
+    async def test_an_orderly_close_of_ours_is_the_last_thing_that_is_sent(self, ready: Wire, code: int) -> None:
+        ready.send("subscribe", id="1", payload=QUERY)
+        await quiet()
+        ready.engine.runs[0].emit('{"data": 1}')
+        ready.connection.close(CloseCode(code), "This server restarts")
+        ready.engine.runs[0].emit('{"data": "late"}')
+        ready.send("ping")
+        await quiet()
+        assert ready.frames == [{"id": "1", "type": "next", "payload": {"data": 1}}]
+        assert ready.socket.closes == [(code, "This server restarts")]
+        assert ready.socket.sent_after_close == []
+        assert ready.engine.runs[0].cancelled.is_set()
 
     async def test_a_close_of_ours_ends_every_operation_without_waiting_for_the_client(self, ready: Wire) -> None:
         ready.send("subscribe", id="1", payload=QUERY)

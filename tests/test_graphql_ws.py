@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from pgnotify_gql.transport.frames import Request
+from pgnotify_gql.transport.close_codes import CloseCode
 from pgnotify_gql.transport.graphql_ws import GraphqlWs
 from pgnotify_gql.transport.protocol import Limits, RequestError
 from tests.support.sockets import Wire, quiet
@@ -55,6 +57,18 @@ class TestInitialisation:
         await quiet()
         assert wire.hooks.payloads == [{"token": "secret"}]
         assert wire.frames == [{"type": "connection_ack", "payload": {"user": "alice"}}, {"type": "ka"}]
+
+    @pytest.mark.parametrize("fields", [{}, {"payload": None}, {"payload": {}}])
+    async def test_the_hook_sees_an_absent_payload_as_an_empty_one(self, wire: Wire, fields: dict[str, Any]) -> None:
+        await wire.init(**fields)
+        assert wire.hooks.payloads == [{}]
+
+    async def test_an_init_that_cannot_be_read_is_told_and_another_one_may_follow(self, wire: Wire) -> None:
+        wire.send("connection_init", payload="secret")
+        wire.send("connection_init", payload={"token": "secret"})
+        await quiet()
+        assert [frame["type"] for frame in wire.frames] == ["connection_error", "connection_ack", "ka"]
+        assert wire.hooks.payloads == [{"token": "secret"}]
 
     async def test_a_keep_alive_is_sent_at_the_interval(self) -> None:
         wire = Wire(GraphqlWs, Limits(keepalive=0.01))
@@ -207,6 +221,13 @@ class TestOperations:
         results = [{"id": "1", "type": "data", "payload": {"data": number}} for number in range(3)]
         assert ready.frames == [*results, {"id": "1", "type": "complete"}]
 
+    @pytest.mark.parametrize("payload", [QUERY, {**QUERY, "operationName": None, "variables": None}])
+    async def test_all_but_the_query_may_be_absent_or_null(self, ready: Wire, payload: dict[str, Any]) -> None:
+        ready.send("start", id="1", payload=payload)
+        await quiet()
+        [run] = ready.engine.runs
+        assert run.request == Request("{ a }")
+
     async def test_an_error_carries_one_error_and_nothing_follows_it(self, ready: Wire) -> None:
         ready.send("start", id="1", payload=QUERY)
         await quiet()
@@ -233,6 +254,27 @@ class TestOperations:
         await quiet()
         assert ready.frames == [{"id": "1", "type": "complete"}]
         assert ready.engine.runs[0].cancelled.is_set()
+
+    async def test_a_stop_that_crosses_the_end_is_not_answered_with_a_second_complete(self, ready: Wire) -> None:
+        for name in ("sent", "about to be sent"):
+            ready.send("start", id=name, payload=QUERY)
+        await quiet()
+        sent, about_to_be_sent = ready.engine.runs
+        sent.finish()
+        await quiet()
+        about_to_be_sent.finish()
+        for name in ("sent", "about to be sent"):
+            ready.send("stop", id=name)
+        await quiet()
+        assert ready.frames == [{"id": name, "type": "complete"} for name in ("sent", "about to be sent")]
+
+    async def test_a_second_stop_is_ignored(self, ready: Wire) -> None:
+        ready.send("start", id="1", payload=QUERY)
+        await quiet()
+        ready.send("stop", id="1")
+        ready.send("stop", id="1")
+        await quiet()
+        assert ready.frames == [{"id": "1", "type": "complete"}]
 
     async def test_a_stop_of_an_unknown_id_is_ignored(self, ready: Wire) -> None:
         ready.send("stop", id="unknown")
@@ -322,6 +364,15 @@ class TestUnreadableFrames:
         assert [frame["type"] for frame in ready.frames] == ["connection_error"]
         assert ready.engine.runs == []
 
+    @pytest.mark.parametrize("fields", [{}, {"id": ""}, {"id": 1}, {"id": None}])
+    async def test_a_stop_without_an_id_is_told_and_stops_nothing(self, ready: Wire, fields: dict[str, Any]) -> None:
+        ready.send("start", id="1", payload=QUERY)
+        await quiet()
+        ready.send("stop", **fields)
+        await quiet()
+        assert [frame["type"] for frame in ready.frames] == ["connection_error"]
+        assert not ready.engine.runs[0].cancelled.is_set()
+
     async def test_a_start_that_cannot_be_read_does_not_replace_the_operation_of_its_id(self, ready: Wire) -> None:
         ready.send("start", id="1", payload=QUERY)
         await quiet()
@@ -337,6 +388,21 @@ class TestUnreadableFrames:
 
 
 class TestTheEndOfTheConnection:
+    async def test_a_restart_acknowledges_first_whoever_was_not_so_that_he_comes_back_with_his_starts(
+        self, pending: Wire
+    ) -> None:
+        pending.send("start", id="1", payload={"query": "{ a }"})
+        pending.connection.close(CloseCode.SERVICE_RESTART, "This server restarts")
+        await quiet()
+        assert pending.frames == [{"type": "connection_ack"}]
+        assert pending.socket.code == 1012
+        assert pending.engine.queries == []
+
+    async def test_any_other_close_acknowledges_nobody(self, pending: Wire) -> None:
+        pending.connection.close(CloseCode.FORBIDDEN, "Forbidden")
+        await quiet()
+        assert pending.frames == []
+
     async def test_a_client_that_terminates_is_closed_orderly_and_its_operations_end(self, ready: Wire) -> None:
         ready.send("start", id="1", payload=QUERY)
         await quiet()
@@ -345,6 +411,19 @@ class TestTheEndOfTheConnection:
         assert ready.socket.closes == [(1000, "")]
         assert ready.engine.runs[0].cancelled.is_set()
         assert ready.frames == []
+
+    async def test_after_a_close_every_frame_is_ignored(self, ready: Wire) -> None:
+        ready.send("connection_terminate")
+        ready.text("nonsense")
+        ready.connection.received_bytes()
+        ready.send("connection_init")
+        ready.send("start", id="1", payload=QUERY)
+        ready.send("connection_terminate")
+        await quiet()
+        assert ready.socket.closes == [(1000, "")]
+        assert ready.frames == []
+        assert ready.socket.sent_after_close == []
+        assert ready.engine.runs == []
 
     async def test_a_client_may_terminate_before_it_has_initialised(self, wire: Wire) -> None:
         wire.send("connection_terminate")

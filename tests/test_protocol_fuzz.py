@@ -1,201 +1,142 @@
 """
-Random and mutated frames, against both protocols.
+Random and mutated frames, against both protocols, beside the model of each.
 
-Whatever comes in: no traceback, no result before the acknowledgement, nothing after the end of an operation, and if
-the socket is closed, then with a code of the specification. A failing seed shows its frames.
+Whatever comes in: no traceback, what is sent and the code of the close are exactly those of the specification, nothing
+is sent after a close, and nothing runs after it.  A failing seed shows its frames.
 """
 
+import asyncio
 import json
-import logging
 from collections import Counter
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pytest
 
-from pgnotify_gql.transport.graphql_transport_ws import GraphqlTransportWs
-from pgnotify_gql.transport.graphql_ws import GraphqlWs
-from pgnotify_gql.transport.protocol import Connection, Limits, RequestError
-from tests.support.sockets import Run, Wire, quiet
+from pgnotify_gql.transport.close_codes import CloseCode
+from pgnotify_gql.transport.protocol import RefusedConnectionError, RequestError
+from tests.support.lockstep import SIDES, Lockstep, Records, recorded
+from tests.support.mutations import FIRST, frame
 
-FRAMES = 5_000
-"""For each protocol."""
+FRAMES = 100_000
+"""For each subprotocol: frames that an open socket receives."""
 
-FRAMES_OF_A_SOCKET = 25
+FRAMES_OF_A_SOCKET = 40
+
+FRAMES_AFTER_THE_CLOSE = 2
 
 SEEDS = 10
 
-QUERY = {"query": "{ a }"}
+LATE = json.dumps({"data": "late"})
 
-LATE = {"data": "late"}
+CODES = {
+    "graphql-transport-ws": {None, 1012, 4400, 4401, 4403, 4409, 4429, 4500},
+    "graphql-ws": {None, 1000, 1012, 4403, 4500},
+}
 
-TRANSPORT_CODES = {4400, 4401, 4403, 4409, 4429}
-LEGACY_CODES = {1000, 4403}
-
-TYPES = [
-    *("connection_init", "ping", "pong", "subscribe", "complete"),
-    *("start", "stop", "connection_terminate"),
-    *("connection_ack", "next", "error", "data", "ka", "connection_error"),
-]
-IDS: list[Any] = ["1", "2", "3", "", " ", "\ud800", "ä" * 1_000, "\0", 1, None, [], {}, True]
-VALUES: list[Any] = [
-    None,
-    True,
-    0,
-    -1,
-    1e308,
-    10**400,
-    "",
-    "text",
-    "\ud800",
-    [],
-    [[]],
-    {},
-    {"a": {"b": [1]}},
-    {"": None},
-]
-RAW = [
-    "",
-    "{",
-    "nul",
-    "[" * 5_000,
-    '{"type":NaN}',
-    '{"type":"ping","payload":{"n":1e999}}',
-    "\ufeff{}",
-    "\0",
-    "9" * 5_000,
-]
+FORESEEN = ("on_connect failed", "operation ")
+"""How messages begin that tell of a mistake of the application."""
 
 
-def odd_payload(random: Random) -> Any:
-    if random.random() < 0.5:
-        return random.choice(VALUES)
-    names = ["query", "operationName", "variables", "extensions"]
-    return QUERY | {random.choice(names): random.choice(VALUES)}
+class Conversation:
+    """One socket's life."""
+
+    def __init__(self, subprotocol: str, random: Random) -> None:
+        self.pair = Lockstep(subprotocol)
+        self.frames: list[str] = []
+        self._subprotocol = subprotocol
+        self._random = random
+        self._oddity = random.choice([0.01, 0.1, 0.5])
+        decisions: list[Any] = [None, None, None, None, True, {"user": "alice"}, False, ValueError("no"), "yes"]
+        decisions.append(RefusedConnectionError(CloseCode.FORBIDDEN, "You have too many sockets"))
+        self._decision = random.choice(decisions)
+
+    async def go_on(self) -> None:
+        """Receive frames until the socket is closed, or for long enough."""
+        if self._random.random() < 0.5:
+            self.pair.decide(self._decision)
+        after_the_close = 0
+        while len(self.frames) < FRAMES_OF_A_SOCKET and after_the_close < FRAMES_AFTER_THE_CLOSE:
+            after_the_close += self.pair.model.over
+            self._receive()
+            if self._random.random() < 0.25:
+                await self.pair.turn()
+                self._play()
+            if self._random.random() < 0.001:
+                self.pair.close(1012, "This server restarts")
+        if not self.pair.decided:
+            self.pair.decide(self._decision)
+        await self.pair.turn()
+        self.pair.compare()
+
+    async def end(self) -> None:
+        await self.pair.leave()
+        for run, operation in self.pair.runs:
+            self.pair.emit(run, operation, LATE)
+        self.pair.compare()
+
+    @property
+    def received(self) -> int:
+        """How many frames came while the socket was open."""
+        return len(self.frames) - FRAMES_AFTER_THE_CLOSE * (self.pair.model.closed is not None)
+
+    def _receive(self) -> None:
+        if self._random.random() < 0.002:
+            self.frames.append("(a binary frame)")
+            self.pair.binary()
+            return
+        text = frame(self._random, self._subprotocol, self._oddity)
+        if not self.frames and self._random.random() < 0.9:
+            text = FIRST
+        self.frames.append(text)
+        self.pair.text(text)
+
+    def _play(self) -> None:
+        """Let something come of requests, sometimes after their end, and of the initialisation."""
+        if not self.pair.decided and self._random.random() < 0.5:
+            self.pair.decide(self._decision)
+        for run, operation in self.pair.runs:
+            choice = self._random.random()
+            if choice < 0.2:
+                self.pair.emit(run, operation, LATE if run.over else '{"data": 1}')
+            elif choice < 0.3:
+                self.pair.finish(run, operation)
+            elif choice < 0.35:
+                self.pair.fail(run, operation, RequestError([{"message": "no"}, {"message": "never"}]))
+            elif choice < 0.36:
+                self.pair.fail(run, operation, RuntimeError("the password is hunter2"))
 
 
-def odd_frame(random: Random) -> str:
-    if random.random() < 0.2:
-        return random.choice(RAW)
-    message: dict[str, Any] = {"type": random.choice(TYPES), "id": random.choice(IDS), "payload": odd_payload(random)}
-    for name in list(message):
-        if random.random() < 0.1:
-            del message[name]
-        elif random.random() < 0.1:
-            message[name] = random.choice(VALUES)
-    text = json.dumps(message, ensure_ascii=random.random() < 0.5)
-    return mutated(text, random) if random.random() < 0.3 else text
-
-
-def good_frame(random: Random, types: list[str]) -> str:
-    message: dict[str, Any] = {"type": random.choice(types), "id": str(random.randrange(30))}
-    if message["type"] in {"subscribe", "start"}:
-        message["payload"] = QUERY
-    return json.dumps(message)
-
-
-def mutated(text: str, random: Random) -> str:
-    place = random.randrange(len(text))
-    return random.choice(
-        [
-            text[:place],
-            text[:place] + random.choice('{}[]",:0\\\x00') + text[place:],
-            text[:place] + text[place + 1 :],
-            text[place:] + text[:place],
-            text * 2,
-        ]
-    )
-
-
-def check(frames: list[dict[str, Any]], result: str) -> None:
-    kinds = [frame["type"] for frame in frames]
-    assert set(kinds) <= {"connection_ack", "connection_error", "ka", "pong", result, "error", "complete"}
-    assert kinds.count("connection_ack") <= 1
-    if result in kinds:
-        assert kinds.index("connection_ack") < kinds.index(result), "a result before the acknowledgement"
-    for frame in frames:
-        assert set(frame) <= {"id", "type", "payload"}
-        assert None not in frame.values(), "an absent payload is left out"
-        assert frame.get("payload") != LATE, "a result after the end"
-
-
-def play(run: Run, random: Random) -> None:
-    """Let something come of a request, sometimes after its end."""
-    if run.over:
-        run.emit(json.dumps(LATE))
-        return
-    if run.end.done():
-        return
-    choice = random.random()
-    if choice < 0.5:
-        run.emit('{"data": 1}')
-    elif choice < 0.7:
-        run.finish()
-    elif choice < 0.8:
-        run.fail(RequestError([{"message": "no"}]))
-
-
-def conversations(random: Random, types: list[str]) -> Iterator[list[str]]:
-    for _ in range(FRAMES // FRAMES_OF_A_SOCKET // SEEDS):
-        oddity = random.choice([0.01, 0.1, 0.5])
-        frames = [
-            odd_frame(random) if random.random() < oddity else good_frame(random, types)
-            for _ in range(FRAMES_OF_A_SOCKET)
-        ]
-        if random.random() < 0.8:
-            frames[0] = '{"type": "connection_init"}'
-        yield frames
-
-
-async def converse(wire: Wire, frames: list[str], random: Random) -> None:
-    for text in frames:
-        wire.text(text)
-        if random.random() < 0.8:
-            await quiet()
-        for run in wire.engine.runs:
-            if random.random() < 0.5:
-                play(run, random)
-    await quiet()
+def check_log(log: Records, failures: int) -> None:
+    assert [message for message in log.messages if not message.startswith(FORESEEN)] == []
+    assert len(log.records) <= failures
+    log.records.clear()
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-@pytest.mark.parametrize(
-    ("protocol", "result", "codes", "types"),
-    [
-        (GraphqlTransportWs, "next", TRANSPORT_CODES, ["ping", "pong", "subscribe", "subscribe", "complete"]),
-        (GraphqlWs, "data", LEGACY_CODES, ["start", "start", "stop"]),
-    ],
-)
-async def test_random_frames_meet_the_specification(
-    protocol: type[Connection],
-    result: str,
-    codes: set[int],
-    types: list[str],
-    seed: int,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+@pytest.mark.parametrize("subprotocol", SIDES)
+async def test_random_and_mutated_frames_are_answered_to_the_letter(subprotocol: str, seed: int) -> None:
     random = Random(seed)
     closed: Counter[int | None] = Counter()
-    results = 0
-    for frames in conversations(random, types):
-        wire = Wire(protocol, Limits(operations=3))
-        wire.hooks.answer = random.choice([None, None, None, {"user": "alice"}, False])
-        try:
-            await converse(wire, frames, random)
-            check(wire.frames, result)
-            assert wire.socket.code is None or wire.socket.code in codes
-            assert len(wire.socket.closes) <= 1
-            assert wire.socket.sent_after_close == []
-            assert wire.hooks.answer is not False or wire.engine.runs == []
-        except BaseException as error:
-            error.add_note("\n".join(frames)[:10_000])
-            raise
-        finally:
-            await wire.close()
-        closed[wire.socket.code] += 1
-        results += sum(sent["type"] == result for sent in wire.frames)
-    assert [entry for entry in caplog.records if entry.levelno > logging.INFO] == []
+    sent: Counter[str] = Counter()
+    received = 0
+    before = asyncio.all_tasks()
+    with recorded() as log:
+        while received < FRAMES // SEEDS:
+            conversation = Conversation(subprotocol, random)
+            try:
+                await conversation.go_on()
+                check_log(log, conversation.pair.failures)
+                await conversation.end()
+                check_log(log, conversation.pair.failures)
+                assert asyncio.all_tasks() == before
+            except BaseException as error:
+                error.add_note("\n".join(text[:1_000] for text in conversation.frames)[:20_000])
+                raise
+            received += conversation.received
+            closed[conversation.pair.wire.socket.code] += 1
+            sent.update(message["type"] for message in conversation.pair.wire.frames)
     # The frames reach what they are meant to reach.
-    assert results > 0
-    assert len(closed) > 1
+    assert closed.keys() == CODES[subprotocol]
+    results = {"graphql-transport-ws": {"next", "pong"}, "graphql-ws": {"data", "ka", "connection_error"}}
+    assert sent.keys() == {"connection_ack", "error", "complete"} | results[subprotocol]

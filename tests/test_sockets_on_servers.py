@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -18,6 +20,7 @@ from websockets.typing import Origin, Subprotocol
 
 from pgnotify_gql.transport.close_codes import PRIVATE_CODES, CloseCode
 from tests.support.databases import Database
+from tests.support.mutations import FIRST, frame
 from tests.support.processes import ProjectServer
 from tests.support.subscribers import Chat
 
@@ -26,6 +29,14 @@ pytestmark = pytest.mark.postgres("18")
 TRANSPORT, LEGACY = "graphql-transport-ws", "graphql-ws"
 
 ME = {"data": {"me": None}}
+
+FRAMES = 2_000
+"""That something may have happened to, for each subprotocol of a server; an open socket receives each of them."""
+
+FRAMES_OF_A_SOCKET = 40
+
+CODES = {TRANSPORT: {4400, 4401, 4409, 4429}, LEGACY: {1000}}
+"""With which such frames are answered."""
 
 
 @pytest.fixture(params=["daphne", "uvicorn"])
@@ -176,6 +187,54 @@ def test_on_the_legacy_subprotocol_bad_frames_leave_the_socket_open(server: Proj
             socket.send(frame)
             assert receive(socket)["type"] == "connection_error"
         assert run(socket, "{ me { username } }") == ME
+
+
+@pytest.mark.parametrize("subprotocol", CODES)
+def test_random_and_mutated_frames_are_answered_as_specified_and_the_server_goes_on(
+    server: ProjectServer, subprotocol: str
+) -> None:
+    random, received, closed = Random(1), 0, Counter[int | None]()
+    with opened(server) as other:
+        init(other)
+        while received < FRAMES:
+            with opened(server, subprotocol) as socket:
+                count, close = converse(socket, random)
+            received += count
+            closed[close.code if close else None] += 1
+            assert close is None or len(close.reason.encode()) <= 123
+        assert closed.keys() == CODES[subprotocol] | {None}
+        assert run(other, "{ me { username } }") == ME
+    with opened(server, subprotocol) as socket:
+        init(socket)
+        assert run(socket, "{ me { username } }") == ME
+
+
+def converse(socket: ClientConnection, random: Random) -> tuple[int, Close | None]:
+    """Send frames until the socket is closed, or for long enough; return how many, and the close."""
+    oddity = random.choice([0.01, 0.1, 0.5])
+    for number in range(FRAMES_OF_A_SOCKET):
+        text = frame(random, str(socket.subprotocol), oddity, "{ me { username } }")
+        # A client cannot send half a surrogate pair but escaped.
+        data = (FIRST if number == 0 and random.random() < 0.9 else text).encode(errors="replace")
+        try:
+            socket.send(data, text=random.random() >= 0.01 * oddity)
+            await_answer(socket, f"marker {number}")
+        except ConnectionClosed:
+            return number + 1, close_of(socket)
+    return FRAMES_OF_A_SOCKET, None
+
+
+def await_answer(socket: ClientConnection, marker: str) -> None:
+    """Read until all that was sent before has been handled."""
+    if socket.subprotocol == TRANSPORT:
+        send(socket, "ping", payload={"marker": marker})
+        answer: dict[str, Any] = {"type": "pong", "payload": {"marker": marker}}
+    else:
+        send(socket, marker)
+        complaint = f"'{marker}' is no message that a client sends"
+        answer = {"type": "connection_error", "payload": {"message": complaint}}
+    while receive(socket) != answer:
+        pass
 
 
 def test_a_client_that_disconnects_in_the_middle_leaves_nothing_behind(

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,7 +27,9 @@ from pgnotify_gql.transport import GraphqlSseConsumer, draining
 from pgnotify_gql.transport.draining import visits
 from tests.support.databases import Database
 from tests.support.layers import default_layer
+from tests.support.mutations import MUTATIONS
 from tests.support.sockets import WAIT, Application
+from tests.support.specification import a_request, read
 from tests.support.streams import (
     COMPLETE,
     AsgiStream,
@@ -147,6 +151,9 @@ HELLO = {"data": {"hello": "world"}}
 
 MUTATION = "mutation { add { now } }"
 
+MUTATED = 500
+"""Requests that something has happened to."""
+
 
 @pytest.fixture(autouse=True)
 def feed() -> Iterator[None]:
@@ -184,6 +191,14 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
         for record in caplog.records
         if record.name.startswith("pgnotify_gql.transport") and record.levelno > logging.DEBUG
     ]
+
+
+def understood(body: bytes) -> bool:
+    """Return whether a body is a request, as the specification has it."""
+    try:
+        return a_request(read(body.decode()))
+    except UnicodeDecodeError:
+        return False
 
 
 async def answered(stream: AsgiStream) -> list[dict[str, Any]]:
@@ -313,6 +328,10 @@ class TestWhatIsAsked:
         stream = post(application, (b'{"query": "{ hel', b"", b'lo }", "variables": null}'))
         assert await answered(stream) == [HELLO]
 
+    async def test_may_be_a_subscription_with_post(self, application: Application) -> None:
+        results = await answered(post(application, {"query": "subscription { count(to: 2) }"}))
+        assert results == [{"data": {"count": 0}}, {"data": {"count": 1}}]
+
     async def test_may_be_a_mutation_with_post(self, application: Application) -> None:
         before = Add.calls
         assert await answered(post(application, {"query": MUTATION})) == [{"data": {"add": {"now": before + 1}}}]
@@ -376,6 +395,7 @@ class TestWhatIsAsked:
             (b"{", "the request is not JSON"),
             (b"\xff\xfe{}", "the request is not JSON"),
             (b'{"query": "{ hello }", "variables": {"x": NaN}}', "the request is not JSON"),
+            (b'{"query": "{ hello }", "variables": {"x": 1e999}}', "the request is not JSON"),
             (b"[" * 100_000, "the request is not JSON"),
             (b"[]", "the request is not a JSON object"),
             (b'"{ hello }"', "the request is not a JSON object"),
@@ -400,6 +420,7 @@ class TestWhatIsAsked:
             ({"query": ""}, "the payload needs a 'query' that is a string"),
             ({"query": "{ hello }", "variables": "{"}, "'variables' is not JSON"),
             ({"query": "{ hello }", "variables": "[]"}, "'variables' must be an object"),
+            ({"query": "{ hello }", "variables": '{"x": 1e999}'}, "'variables' is not JSON"),
             ({"query": "{ hello }", "extensions": "x"}, "'extensions' is not JSON"),
             ({"query": "{ hello }", "extensions": "1"}, "'extensions' must be an object"),
             ({str(number): "" for number in range(2_000)}, "there are too many parameters"),
@@ -410,6 +431,26 @@ class TestWhatIsAsked:
     ) -> None:
         status, _, message = await get_with(application, parameters).refusal()
         assert (status, message) == (400, complaint)
+
+    async def test_when_something_has_happened_to_it_is_a_bad_request_or_answered_with_a_whole_stream(
+        self, application: Application, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        random, asked, statuses = (
+            Random(1),
+            {"query": "{ hello }", "variables": {"n": 1}, "extensions": None},
+            Counter[int](),
+        )
+        for _ in range(MUTATED):
+            body = random.choice(MUTATIONS)(dict(asked), random).encode(errors="surrogatepass")
+            stream = post(application, body)
+            if understood(body):
+                assert len(await answered(stream)) == 1, body
+                statuses[200] += 1
+            else:
+                assert (await stream.refusal())[0] == 400, body
+                statuses[400] += 1
+        assert min(statuses[200], statuses[400]) > MUTATED / 10
+        assert told(caplog) == []
 
     @override_settings(PGNOTIFY_GQL={"MAX_MESSAGE_BYTES": 100})
     async def test_has_a_limit_that_is_the_settings(self, application: Application) -> None:

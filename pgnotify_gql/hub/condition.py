@@ -42,7 +42,8 @@ def _key(field: Any, instance: Model) -> Any:
     Raises TypeError for another model, and ValueError for one without a key: it is not saved, and not NULL.
     """
     model = (field.related_model or field.model)._meta.concrete_model
-    if not issubclass(type(instance)._meta.concrete_model or type(instance), model):
+    # Asked by its _meta: a user of a request, or of a socket, may be a lazy object that stands for one.
+    if not issubclass(instance._meta.concrete_model or instance._meta.model, model):
         raise TypeError(f"not an instance of {model.__name__}")
     key = getattr(instance, field.target_field.attname) if field.is_relation else instance.pk
     if key is None:

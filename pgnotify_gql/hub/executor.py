@@ -170,6 +170,7 @@ class Executor:
             self._idle -= 1
             executing = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
             self._punctual.add(executing)
+            executing.add_done_callback(self._free_thread)
             hop = asyncio.create_task(self._hop(work, executing), name="pgnotify_gql hop")
             self._hops.add(hop)
             hop.add_done_callback(self._hops.discard)
@@ -177,6 +178,12 @@ class Executor:
     @property
     def _free(self) -> int:
         return min(self._idle, self._lanes.open - len(self._punctual))
+
+    def _free_thread(self, executing: asyncio.Future[Hop]) -> None:
+        # As soon as it is, and not only when what has to be awaited has been.
+        self._idle += 1
+        self._punctual.discard(executing)
+        self._start_hops()
 
     def _let_pass(self, executing: asyncio.Future[Hop]) -> None:
         self._punctual.discard(executing)
@@ -199,8 +206,6 @@ class Executor:
         finally:
             executing.add_done_callback(_close_coroutines)
             overdue.cancel()
-            self._punctual.discard(executing)
-            self._idle += 1
             self._pending -= done
             for cohort, _ in work:
                 cohort.scheduled = False

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing, nullcontext
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from .. import names
 from ..errors import CursorTooOldError
+from ..journal.change import JournalRow
 from ..journal.position import Position
 from ..journal.snapshot import Snapshot
 from ..journal.state import Era, Joined
@@ -36,6 +37,7 @@ from .intake import Intake
 from .reader import RETRY_FIRST, RETRY_MAX, HubReader, Replayers
 from .receiver import Layer, Receiver
 from .stretch import Stretch
+from .visitors import DISCONNECT
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -51,11 +53,22 @@ heartbeat comes every 5, by default."""
 
 
 class Dispatcher(Protocol):
-    """Where rows go, in order and each once; `resync` tells that some of a model are lost."""
+    """
+    Where rows go, in order and each once; `resync` tells that some of a model are lost, `dismiss` who must leave.
+
+    Where a model is depended on, its changes decide about those of other models; `foresee` tells of rows that are not
+    dispatched yet, or (None) that there are some of which nothing is known.
+    """
 
     async def dispatch(self, database: str, stretch: Stretch) -> None: ...
 
     def resync(self, database: str, label: str, reason: str) -> None: ...
+
+    def is_depended_on(self, label: str) -> bool: ...
+
+    def foresee(self, label: str, rows: Iterable[JournalRow] | None) -> None: ...
+
+    def dismiss(self, user: str) -> None: ...
 
 
 class Feed:
@@ -66,6 +79,8 @@ class Feed:
         self._receiver = Receiver(layer, reader.database)
         self._reader = reader
         self._replayers = Replayers(reader)
+        # Beside one that reads in the middle of what it is told before.
+        self._foreseer = reader.another()
         self._dispatcher = dispatcher
         self._silence = silence
         self._waiting: Counter[str] = Counter()
@@ -98,6 +113,7 @@ class Feed:
         await self._receiver.close()
         await self._reader.close()
         await self._replayers.close()
+        await self._foreseer.close()
 
     async def join(self, label: str) -> None:
         """Dispatch every change of a model that commits after this has returned, until as many have left as joined."""
@@ -198,6 +214,7 @@ class Feed:
             # A message of a later leader may have come since.
             if self._epoch > joined.epoch and intake.meet(self._epoch, Era(self.journal.era, self.journal.began)):
                 await self._catch_up(intake)
+            await self._foresee(intake, list(self._intakes), intake.position)
             self._intakes[intake.label] = intake
             if early := self._early[intake.label]:
                 await self._heal(intake, *early)
@@ -214,6 +231,9 @@ class Feed:
                 logger.exception("a message of the channel layer could not be handled")
 
     async def _handle(self, message: dict[str, Any]) -> None:
+        if message["type"] == DISCONNECT:
+            self._dispatcher.dismiss(message["user"])
+            return
         if message["database"] != self.database:
             self._refuse(message)
             return
@@ -251,7 +271,30 @@ class Feed:
             return
         if not intake.follows(message):
             await self._heal(intake, message["epoch"], message["seq"])
+        await self._foresee(intake, message["labels"], Position(Snapshot.parse(message["after"])))
         await self._dispatcher.dispatch(self.database, intake.take(message))
+
+    async def _foresee(self, intake: Intake, labels: Iterable[str], end: Position) -> None:
+        """
+        Before changes of a model are dispatched, tell up to the same end those who depend on changes of others.
+
+        Models come in messages of their own, in no order; and what takes away the right to see the one may be in the
+        other.  Read rather than waited for: the message may be lost.
+        """
+        for label in labels:
+            deciding = self._intakes.get(label)
+            if label == intake.label or deciding is None or not self._dispatcher.is_depended_on(label):
+                continue
+            if not end.within(deciding.position.before):
+                await self._retrying(self._foresee_missed, deciding)
+
+    async def _foresee_missed(self, deciding: Intake) -> None:
+        try:
+            async with aclosing(self._foreseer.missed(deciding.position, deciding.label)) as batches:
+                async for batch in batches:
+                    self._dispatcher.foresee(deciding.label, deciding.unseen(batch.rows))
+        except CursorTooOldError:
+            self._dispatcher.foresee(deciding.label, None)
 
     async def _note(self, heartbeat: HeartbeatMessage) -> None:
         for intake in list(self._intakes.values()):
@@ -277,6 +320,9 @@ class Feed:
     async def _catch_up(self, intake: Intake) -> None:
         """Read what is missing, for as long as it takes."""
         logger.debug("healing %s from %s", intake.label, intake.position)
+        await self._retrying(self._read_missed, intake)
+
+    async def _retrying(self, read: Callable[[Intake], Awaitable[None]], intake: Intake) -> None:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(psycopg.Error),
             wait=wait_random_exponential(multiplier=RETRY_FIRST, max=RETRY_MAX),
@@ -284,14 +330,13 @@ class Feed:
                 "healing %s waits for the database %s", intake.label, self.database
             ),
         )
-        async for attempt in retrying:
-            with attempt:
-                await self._read_missed(intake)
+        await retrying(read, intake)
 
     async def _read_missed(self, intake: Intake) -> None:
         try:
             async with aclosing(self._reader.missed(intake.position, intake.label)) as batches:
                 async for batch in batches:
+                    await self._foresee(intake, list(self._intakes), Position(batch.after))
                     await self._dispatcher.dispatch(self.database, intake.heal(batch))
         except CursorTooOldError as error:
             logger.error("%s: a gap could not be healed: %s", intake.label, error)

@@ -2,7 +2,8 @@
 The hub: one for each server process and event loop, between the channel layer and the operations.
 
 It has a feed for each database that is followed, whatever the number of sockets.  A change goes to the cohorts the
-topic index finds, and from there to the executor.
+topic index finds, and from there to the executor.  Before that, whoever depends on it is told: what is dispatched
+behind a change that takes a right away reaches nobody who has yet to be asked whether he still has it.
 
 On failure each feed goes on from its position by itself.  Changes that have left the journal are answered with a
 resync to every operation on the model.  An operation whose client does not read leaves its cohort, and comes back when
@@ -13,23 +14,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Hashable, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from ..capture.registry import registry
+from ..journal.change import JournalRow
 from ..journal.position import Position
 from .catch_up import catch_up
 from .cursor import Cursor, Journal, Model
 from .executor import Executor
 from .feed import SILENCE, Feed
 from .initial import send_state
-from .operations import Cohort, Due, Interest, Operation, Resync, cohort_key
+from .operations import AHEAD, Cohort, Due, Interest, Operation, Resync, cohort_key
 from .reader import HubReader
 from .receiver import Layer
 from .stretch import Stretch
-from .topics import TopicIndex
+from .topics import Topic, TopicIndex
+from .visitors import Visitors
 
 logger = logging.getLogger("pgnotify_gql.hub")
+
+Changed = Callable[[], None]
+"""Told of a change on which something depends; must not wait."""
+
+QUESTIONS = 4
 
 ANEW = 0.5
 """Seconds before a state is sent again, so that it costs little whatever keeps making it necessary."""
@@ -45,6 +53,10 @@ class Hub:
         self._feeds = {reader.database: Feed(layer, reader, self, silence=silence) for reader in readers}
         self._index: TopicIndex[Cohort] = TopicIndex()
         self._cohorts: dict[Hashable, Cohort] = {}
+        self._dependents: TopicIndex[Changed] = TopicIndex()
+        self.visitors = Visitors()
+        self.questions = asyncio.Semaphore(QUESTIONS)
+        """Held while it is asked anew whether somebody may go on: many at once would keep all executions waiting."""
         # Of models that are being dispatched: where whoever has been sent the last change stands.
         self._dispatching: dict[Model, Position] = {}
 
@@ -63,14 +75,49 @@ class Hub:
             await feed.close()
         await self.executor.close()
 
-    async def serve(self, operation: Operation, since: Cursor | None = None) -> None:
+    @asynccontextmanager
+    async def depending(self, topics: Iterable[Topic], changed: Changed) -> AsyncIterator[None]:
+        """
+        Call `changed` for each change of the topics that commits from now on, before it is dispatched.
+
+        Also when changes of their models are lost, of which nobody knows what they were.
+        """
+        topics = tuple(topics)
+        models = dict.fromkeys((topic.database, topic.label) for topic in topics)
+        async with AsyncExitStack() as left:
+            for database, label in models:
+                await self._feeds[database].join(label)
+                left.push_async_callback(self._leave_shielded, (database, label))
+            for topic in topics:
+                self._dependents.add(topic, changed)
+                left.callback(self._dependents.remove, topic, changed)
+            yield
+
+    def sent(self, operation: Operation) -> Cursor | None:
+        """Return the cursor behind all that an operation has been sent; None while that is not all of the state."""
+        cohort = operation.cohort
+        if cohort is None or operation not in cohort.members or operation.joined_at > cohort.delivered:
+            return operation.cursor
+        # One that catches up has not been given all that was dispatched.
+        is_live = self._cohorts.get(cohort_key(operation)) is cohort
+        return self.standing(operation.interest) if is_live and cohort.settled.is_open else cohort.cursor
+
+    def renew(self, operation: Operation) -> None:
+        """Have whatever is under way for an operation executed again."""
+        cohort = operation.cohort
+        if cohort is not None and operation in cohort.members and not cohort.settled.is_open:
+            cursor = self.sent(operation)
+            self.detach(operation)
+            operation.fall_behind(cursor)
+
+    async def serve(self, operation: Operation, since: Cursor | None = None, *, carried: bool = False) -> None:
         """
         Feed an operation until cancelled: every change after a cursor, or that commits after it has joined.
 
-        With a state, and without a cursor, that is sent first, and then every change that it has not.  Raises
-        what the state raises.
+        With a state, and without a cursor, that is sent first, and then every change that it has not.  A cursor that is
+        `carried` over may be of other models: those that it does not know begin now.  Raises what the state raises.
         """
-        await self.join(operation, since)
+        await self.join(operation, since, carried=carried)
         try:
             while True:
                 await operation.behind.passed()
@@ -82,14 +129,14 @@ class Hub:
         finally:
             await asyncio.shield(self.leave(operation))
 
-    async def join(self, operation: Operation, since: Cursor | None = None) -> None:
+    async def join(self, operation: Operation, since: Cursor | None = None, *, carried: bool = False) -> None:
         """Feed an operation, see `serve`, until it falls behind."""
         joined: list[Model] = []
         try:
             for database, label in operation.interest.models:
                 await self._feeds[database].join(label)
                 joined.append((database, label))
-            operation.cursor = since
+            operation.cursor = since if since is None or not carried else self._carried(since, operation.interest)
             await self._begin(operation)
         except BaseException:
             self.detach(operation)
@@ -109,6 +156,9 @@ class Hub:
             cohort = self._cohorts[key] = self.cohort_of(operation)
             self._add(cohort)
         cohort.add(operation)
+        if not cohort.settled.is_open:
+            # What is pending is not for it, and the cohort's cursor stands before that.
+            operation.cursor = self.standing(operation.interest)
 
     def go_live_alone(self, cohort: Cohort) -> None:
         """Let a cohort that is nobody else's take what is dispatched from now on."""
@@ -117,6 +167,7 @@ class Hub:
     def go_live_with_others(self, operation: Operation) -> None:
         """Let an operation whose own cohort has nothing left to do share with others again."""
         self.detach(operation)
+        operation.ahead = AHEAD
         self.go_live(operation)
 
     def detach(self, operation: Operation) -> None:
@@ -168,9 +219,17 @@ class Hub:
             for row in stretch.rows:
                 try:
                     for change in row.changes(source):
+                        cohorts, dependents = self._index.find(change), self._dependents.find(change)
+                        resting = [cohort for cohort in cohorts if cohort.settled.is_open]
+                        if resting or dependents:
+                            self._dispatching[model] = stretch.position(row, change.index)
+                            self._awake(resting)
+                            # They note where they stand, which is before this change.
+                            for changed in dependents:
+                                changed()
                         self._dispatching[model] = stretch.position(row, change.index + 1)
                         dues: dict[str, Due] = {}
-                        for cohort in self._index.find(change):
+                        for cohort in cohorts:
                             due = dues.get(cohort.interest.question)
                             if due is None:
                                 due = Due(change, self.standing(cohort.interest))
@@ -190,6 +249,47 @@ class Hub:
             # Members ask the same, and so have a state all or none of them.
             anew = any(operation.state is not None for operation in cohort.members)
             self.executor.submit(cohort, Resync(self.standing(cohort.interest), reason, anew))
+        for changed in self._dependents.waiting_for(label):
+            changed()
+
+    def is_depended_on(self, label: str) -> bool:
+        """Return whether somebody depends on a model's changes."""
+        return self._dependents.has(label)
+
+    def foresee(self, label: str, rows: Iterable[JournalRow] | None) -> None:
+        """Tell those who depend on a model of rows that will be dispatched later; None if nobody knows which."""
+        source = registry.get(label)
+        if source is None:
+            return
+        told = None
+        try:
+            if rows is not None:
+                changes = [change for row in rows for change in row.changes(source)]
+                told = [changed for change in changes for changed in self._dependents.find(change)]
+        except Exception:
+            logger.exception("a journal row of %s cannot be decoded", label)
+        for changed in self._dependents.waiting_for(label) if told is None else dict.fromkeys(told):
+            changed()
+
+    def dismiss(self, user: str) -> None:
+        """Let a user leave, in whose name somebody may be connected."""
+        self.visitors.dismiss(user)
+
+    def _carried(self, cursor: Cursor, interest: Interest) -> Cursor:
+        """Return a cursor in the models of an interest, and in those that it does not know where the feeds stand."""
+        here = self.standing(interest)
+        positions = {model: cursor.positions.get(model, position) for model, position in here.positions.items()}
+        journals = {database: cursor.journals.get(database, journal) for database, journal in here.journals.items()}
+        return Cursor(positions, journals, cursor.subject)
+
+    def _awake(self, cohorts: Iterable[Cohort]) -> None:
+        """Note where cohorts stand that had nothing to do: nothing since their last result was for them."""
+        standing: dict[str, Cursor] = {}
+        for cohort in cohorts:
+            question = cohort.interest.question
+            if question not in standing:
+                standing[question] = self.standing(cohort.interest)
+            cohort.cursor = standing[question]
 
     async def _begin(self, operation: Operation) -> None:
         if operation.cursor is None and operation.state is not None:
@@ -203,6 +303,9 @@ class Hub:
     def _add(self, cohort: Cohort) -> None:
         for topic in cohort.interest.topics:
             self._index.add(topic, cohort)
+
+    async def _leave_shielded(self, model: Model) -> None:
+        await asyncio.shield(self._leave([model]))
 
     async def _leave(self, models: Iterable[Model]) -> None:
         for database, label in models:

@@ -107,6 +107,7 @@ class _Reading:
         return cursor
 
     async def _executed(self, hub: Hub) -> Cursor:
+        self.given_up.clear()
         reading = asyncio.ensure_future(hub.executor.run(self._read))
         try:
             # Shielded, and waited for: a thread cannot be stopped, and the file is its own as long as it runs.
@@ -118,7 +119,8 @@ class _Reading:
             await asyncio.wait({reading})
 
     def _read(self) -> Cursor:
-        self.given_up.clear()
+        if self.given_up.is_set():
+            return Cursor({}, {})  # nobody waits for it: it was cancelled before a thread was free
         self.lines.seek(0)
         self.lines.truncate()
         databases = {database for database, _ in self.interest.models}

@@ -47,13 +47,15 @@ class Interest:
 
     It counts as an asynchronous iterable for graphql-core, but only a hub can serve it.  `initial` returns, for the
     context that executions have, the values of the current state, if they are to be sent before anything else.
-    `subject` tells one question from another, whoever asks.
+    `subject` tells one question from another, whoever asks.  `dependencies` are the topics of which a change may take
+    away what makes this operation allowed.
     """
 
     topics: tuple[Topic, ...]
     audience: Audience = Audience.NOBODY
     initial: Callable[[Any], Iterable[Any]] | None = field(default=None, compare=False)
     subject: str = ""
+    dependencies: tuple[Topic, ...] = field(default=(), compare=False)
 
     @cached_property
     def models(self) -> tuple[tuple[str, str], ...]:
@@ -248,9 +250,10 @@ class Cohort:
     """
     Operations that share executions.
 
-    `pending` has what is still to be executed, and `number` counts what was ever queued; `cursor` is that of whoever
-    has been sent all before it; `settled` is open while there is nothing pending, and nothing under way;
-    `asks_together` tells whether executions of the last batch had something in common that was asked once.
+    `pending` has what is still to be executed; `number` counts what was ever queued, and `delivered` what of it has
+    been executed and sent; `cursor` is that of whoever has been sent all before it; `settled` is open while there is
+    nothing pending, and nothing under way; `asks_together` tells whether executions of the last batch had something in
+    common that was asked once.
     """
 
     interest: Interest
@@ -259,6 +262,7 @@ class Cohort:
     members: dict[Operation, None] = field(default_factory=dict)
     pending: list[Due | Marker] = field(default_factory=list)
     number: int = 0
+    delivered: int = 0
     scheduled: bool = False
     asks_together: bool = False
     settled: Gate = field(default_factory=partial(Gate, is_open=True))
@@ -315,6 +319,7 @@ class Cohort:
                 elif anew and missed < len(made):
                     self._let_go(operation, None)
         self.cursor = stands[-1]
+        self.delivered = taken.first + len(results) - 1
 
     def _let_go(self, operation: Operation, cursor: Cursor | None) -> None:
         del self.members[operation]

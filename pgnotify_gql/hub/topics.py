@@ -163,6 +163,10 @@ class TopicIndex(Generic[T]):
         if not by_columns:
             self._waiting.pop(topic.label, None)
 
+    def has(self, label: str) -> bool:
+        """Return whether somebody waits for some topic of a model."""
+        return label in self._waiting
+
     def waiting_for(self, label: str) -> list[T]:
         """Return everybody who waits for some topic of a model."""
         by_columns = self._waiting.get(label, {})

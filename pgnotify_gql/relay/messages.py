@@ -30,7 +30,7 @@ class ChangesMessage(TypedDict):
     """
     Changes of one model: number `seq` of an epoch, in the era `era`, which began at the cursor `began`.
 
-    `before` and `after` are the cursors of the batch they are of.
+    `before` and `after` are the cursors of the batch they are of, and `labels` all models that the batch is of.
     """
 
     type: Literal["pgnotify_gql.changes"]
@@ -42,6 +42,7 @@ class ChangesMessage(TypedDict):
     seq: int
     before: str
     after: str
+    labels: Sequence[str]
     rows: Sequence[WireRow]
 
 
@@ -69,6 +70,7 @@ def changes_message(
     before: Snapshot,
     after: Snapshot,
     rows: Sequence[JournalRow],
+    labels: Sequence[str] = (),
 ) -> ChangesMessage:
     """Return the message that carries journal rows of one model."""
     return {
@@ -81,6 +83,7 @@ def changes_message(
         "seq": seq,
         "before": str(before),
         "after": str(after),
+        "labels": list(labels),
         "rows": [row[:2] + row[3:] for row in rows],
     }
 

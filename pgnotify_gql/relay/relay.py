@@ -76,11 +76,13 @@ class Relay:
         A message whose send fails is logged and skipped: hubs notice the missing number and read the journal.
         """
         messages: list[tuple[str, Message]] = []
-        for label, rows in _by_label(batch.rows).items():
+        by_label = _by_label(batch.rows)
+        labels = list(by_label)
+        for label, rows in by_label.items():
             for part in split(rows):
                 seq = self._seqs[label] = self._seqs.get(label, 0) + 1
                 message = changes_message(
-                    self._database, label, self._epoch, self._era, seq, batch.before, batch.after, part
+                    self._database, label, self._epoch, self._era, seq, batch.before, batch.after, part, labels
                 )
                 messages.append((names.model_group(label), message))
         await self._send(messages)

@@ -94,6 +94,15 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
     subscribe: Any = None
     """``subscribe(cls, info, **arguments)`` returns models and topics, or raises GraphQLError."""
 
+    depends_on: Any = None
+    """
+    ``depends_on(cls, info, **arguments)`` returns models and topics whose changes may end, or alter, the subscription.
+
+    When one of them changes, ``subscribe`` is asked again at once, with the user as he is in the database now; nothing
+    is sent until it has answered.  If it raises, that is the end of the subscription; otherwise it goes on from where
+    it stood, with the topics that ``subscribe`` returned.
+    """
+
     next: Any = None
     """``next(cls, change, info, **arguments)`` returns the value for this change, or None for nothing to send."""
 
@@ -113,11 +122,11 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
     async def resolve_interest(cls, root: Any, info: GraphQLResolveInfo, /, **arguments: Any) -> Interest:
         """Return what the field waits for; graphql-core's subscribe resolver."""
         # Arguments may have any name, that of a parameter on the way included.
-        topics = await current_hub().executor.call(partial(cls.subscribe, info, **arguments))
-        if isinstance(topics, Topic) or not isinstance(topics, Sequence):
-            topics = [topics]
+        call = current_hub().executor.call
+        topics = _topics(await call(partial(cls.subscribe, info, **arguments)))
+        dependencies = _topics(await call(partial(cls.depends_on, info, **arguments))) if cls.depends_on else ()
         initial = partial(cls._current, info, arguments) if cls._meta.initial else None
-        return Interest(tuple(dict.fromkeys(map(Topic.of, topics))), Audience(cls.audience), initial)
+        return Interest(topics, Audience(cls.audience), initial, dependencies=dependencies)
 
     @classmethod
     def resolve_event(cls, event: Event | Current, info: GraphQLResolveInfo, /, **arguments: Any) -> Any:
@@ -140,6 +149,12 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
             raise ConfigurationError(f"{cls.__name__}.state() is not asked without `initial = True` in class Meta")
         if inspect.iscoroutinefunction(cls.state) or inspect.isasyncgenfunction(cls.state):
             raise ConfigurationError(f"{cls.__name__}.state() must be a plain method: it runs in a transaction")
+
+
+def _topics(returned: Any) -> tuple[Topic, ...]:
+    """Return what ``subscribe`` or ``depends_on`` returned as topics.  Raises TopicError."""
+    several = [returned] if isinstance(returned, Topic) or not isinstance(returned, Sequence) else returned
+    return tuple(dict.fromkeys(map(Topic.of, several)))
 
 
 async def _awaited(event: Event, value: Any) -> Any:

@@ -30,6 +30,7 @@ from .graphql_transport_ws import GraphqlTransportWs
 from .graphql_ws import GraphqlWs
 from .masking import Masking
 from .mounting import GraphqlApplication, Receive, Scope, Send, client_outbox
+from .presence import Leave, Presence
 from .protocol import Connection, Limits
 from .wire import wire_under
 
@@ -47,18 +48,8 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
     Serves a graphene schema over WebSockets.
 
     Mount it with ``GraphqlSubscriptionConsumer.as_asgi(schema=schema)``, inside Channels' ``AuthMiddlewareStack`` and
-    ``AllowedHostsOriginValidator``.  Subclasses may override ``on_connect``.  `scope` is the handshake's, and may be
-    written to (``self.scope["user"] = ...``).
+    ``AllowedHostsOriginValidator``.  `scope` is the handshake's.
     """
-
-    async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
-        """
-        Decide on a ``connection_init``, whose payload is given.
-
-        Return False to refuse (4403), a dictionary to send with the acknowledgement, or nothing.  An override may be
-        a plain method, which then runs in a worker thread.
-        """
-        return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one socket, as ASGI has it."""
@@ -85,9 +76,11 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
     async def _serve(self, protocol: type[Connection], hub: Hub, visit: Visit, receive: Receive, send: Send) -> None:
         settings = get_settings()
         socket = _Socket(send, settings, protocol.ping)
-        hooks = _Hooks(self, hub)
-        engine = GraphqlEngine(self._schema, self._documents, hub, hooks.context, Masking(shows_errors()))
-        limits = _limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS)
+        hooks = _Hooks(self, hub, lambda code, why: connection.close(code, why))
+        engine = GraphqlEngine(
+            self._schema, self._documents, hub, hooks.context, Masking(shows_errors()), self._operation_hook
+        )
+        limits = _limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS, settings.MESSAGE_RATE)
         connection = protocol(socket, engine, hooks, limits)
         try:
             socket.open(connection)
@@ -96,27 +89,39 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
             while (event := await receive())["type"] == "websocket.receive":
                 _pass_on(event, connection, settings.MAX_MESSAGE_BYTES)
         finally:
-            await connection.closed()
-            await socket.stop()
+            # Each also when an impatient server cancels the one before.
+            try:
+                await connection.closed()
+            finally:
+                try:
+                    await hooks.end()
+                finally:
+                    await socket.stop()
 
 
 @lru_cache(maxsize=4)
-def _limits(init_timeout: float, keepalive: float, operations: int) -> Limits:
-    return Limits(init_timeout, keepalive, operations)
+def _limits(init_timeout: float, keepalive: float, operations: int, messages: float) -> Limits:
+    return Limits(init_timeout, keepalive, operations, messages)
 
 
 class _Hooks:
     """The application's decisions, asked of the consumer; and the context that follows from them."""
 
-    def __init__(self, consumer: GraphqlSubscriptionConsumer, hub: Hub) -> None:
+    def __init__(self, consumer: GraphqlSubscriptionConsumer, hub: Hub, leave: Leave) -> None:
         self._consumer = consumer
         self._hub = hub
+        self._leave = leave
         self._params: Mapping[str, Any] = {}
+        self._presence: Presence | None = None
 
     async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
         self._params = payload
-        decision: Mapping[str, Any] | bool | None = await self._hub.executor.call(self._consumer.on_connect, payload)
+        decision, self._presence = await self._consumer._admitted(self._hub, payload, self._leave)
         return decision
+
+    async def end(self) -> None:
+        if self._presence is not None:
+            await self._presence.end()
 
     def context(self) -> OperationRequest:
         return OperationRequest(self._consumer.scope, self._params)

@@ -50,6 +50,13 @@ class OperationRequest(ASGIRequest):
         other.batch = batch
         return other
 
+    def of_user(self, user: Any) -> OperationRequest:
+        """Return the same request of a user as he is now."""
+        other = self.copy(Batch())
+        other.user = user
+        other.scope = {**self.scope, "user": user}
+        return other
+
     def shared(self, *, keep_user: bool) -> OperationRequest:
         """Return a request for an execution that several sockets share: it has nothing that one of them brought."""
         scope = {key: value for key, value in self.scope.items() if key in SHARED_KEYS}

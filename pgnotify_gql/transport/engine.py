@@ -25,6 +25,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
+from django.core.exceptions import PermissionDenied
 from django.db import InterfaceError, OperationalError
 from graphql import (
     DocumentNode,
@@ -42,7 +43,10 @@ from ..errors import CursorError
 from ..hub import Audience, Batch, Current, Event, Interest, Operation
 from ..hub.cursor import Cursor
 from ..hub.hub import Hub
+from ..hub.operations import Outlet
 from ..journal.change import Change
+from .admission import Admission
+from .authentication import current_user
 from .context import OperationRequest
 from .documents import Documents
 from .frames import Request, shown
@@ -56,6 +60,9 @@ logger = logging.getLogger("pgnotify_gql.transport")
 NOTHING: Mapping[str, Any] = {}
 
 MASKED = Masking()
+
+OnOperation = Callable[[Request], Any]
+"""The application's decision on a request: True or None let it run, GraphQLError refuses it.  May be asynchronous."""
 
 ENCODER = json.JSONEncoder(allow_nan=False)
 """Made once: ``json.dumps`` makes one each time, which takes a third of its time."""
@@ -74,8 +81,10 @@ class GraphqlEngine:
         hub: Hub,
         context: Callable[[], OperationRequest],
         masking: Masking = MASKED,
+        on_operation: OnOperation | None = None,
     ) -> None:
         self._masking = masking
+        self._on_operation = on_operation
         self._schema = schema
         self._documents = documents
         self._hub = hub
@@ -83,13 +92,16 @@ class GraphqlEngine:
 
     async def run(self, request: Request, results: Results) -> None:
         """Run to the end; see ``protocol.Engine``.  Raises RequestError."""
+        request = self._resolved(request)
+        if self._on_operation is not None:
+            await self._ask(self._on_operation, request)
         document = self._documents.get(request.query)
         if document.node is None or document.errors:
             raise RequestError(self._masking.told(document.errors))
         operation = get_operation_ast(document.node, request.operation_name)
         if operation is None:
             raise RequestError([{"message": _no_operation(request)}])
-        execution = _Execution(self._schema, document.node, request, self._context(), self._masking)
+        execution = _Execution(self._schema, document.node, request, self._context(), self._masking, self._hub)
         if operation.operation is not OperationType.SUBSCRIPTION:
             results.send(await _settled(await self._hub.executor.run(execution.result, None)))
             return
@@ -105,28 +117,53 @@ class GraphqlEngine:
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
 
+    def _resolved(self, request: Request) -> Request:
+        try:
+            return self._documents.resolved(request)
+        except GraphQLError as error:
+            raise RequestError(self._masking.told([error])) from error
+
+    async def _ask(self, on_operation: OnOperation, request: Request) -> None:
+        """Ask the application whether a request may run.  Raises RequestError."""
+        try:
+            allowed = await self._hub.executor.call(on_operation, request)
+        except GraphQLError as error:
+            raise RequestError(self._masking.told([error])) from error
+        except Exception as error:
+            raise RequestError(self._masking.told([GraphQLError(str(error), original_error=error)])) from error
+        # Whatever else it returns is a mistake that must not let it run: the empty token in `return token and ...`.
+        if allowed is not None and allowed is not True:
+            refusal = GraphQLError("permission denied", original_error=PermissionDenied())
+            raise RequestError(self._masking.told([refusal]))
+
     async def _feed(self, interest: Interest, execution: _Execution, request: Request, results: Results) -> None:
         since = _since(request)
-        interest = replace(interest, subject=execution.subject)
-        execution.share(interest.audience)
         # Until cancelled: an operation of the hub has no end of its own.
-        share = execution.share_key(interest.audience)
-        state = None if interest.initial is None else partial(execution.state, interest.initial)
-        await self._hub.serve(Operation(interest, execution, results, share, state), since)
+        if interest.dependencies:
+            await Admission(self._hub, execution, results).serve(interest, since)
+        else:
+            await self._hub.serve(execution.operation(interest, results), since)
 
 
 @dataclass
 class _Execution:
-    """One request on the schema; called with a change, it is the hub's ``Execution``."""
+    """
+    One request on the schema; called with a change, it is the hub's ``Execution``.
+
+    `asking` is the subscriber's own request, and `context` that of executions, which may be shared.
+    """
 
     schema: GraphQLSchema
     document: DocumentNode
     request: Request
-    context: OperationRequest
+    asking: OperationRequest
     masking: Masking
+    hub: Hub
+    context: OperationRequest = field(init=False)
     prepared: PreparedRequest = field(init=False)
 
     def __post_init__(self) -> None:
+        self.context = self.asking
         self.prepared = PreparedRequest(
             self.schema, self.document, self.request.operation_name, self.request.variables or {}
         )
@@ -163,7 +200,7 @@ class _Execution:
             source = await create_source_event_stream(
                 self.schema,
                 self.document,
-                context_value=self.context,
+                context_value=self.asking,
                 variable_values=dict(self.request.variables or {}),
                 operation_name=self.request.operation_name,
             )
@@ -189,17 +226,37 @@ class _Execution:
             asked = [print_ast(self.document)]  # the field is in a fragment, or in one of that
         return sha256(json.dumps([asked, variables]).encode()).hexdigest()[:16]
 
-    def share(self, audience: Audience) -> None:
-        """From now on execute as everybody of the audience."""
-        if _shares(audience, self.context):
-            self.context = self.context.shared(keep_user=audience is Audience.USER)
+    async def ask_again(self) -> Interest:
+        """Ask for the subscription's interest with the user as he is now, see ``admission.Asked``."""
+        self.asking = self.asking.of_user(await self.hub.executor.run(current_user, self.asking.user))
+        interest = await self.subscribe()
+        if not isinstance(interest, Interest):
+            raise RequestError([{"message": "the subscription is no longer fed by the hub"}])
+        return interest
+
+    def operation(self, interest: Interest, outlet: Outlet) -> Operation:
+        """Return the hub's operation for an interest; from now on executions are those of its audience."""
+        interest = replace(interest, subject=self.subject)
+        self._share(interest.audience)
+        state = None if interest.initial is None else partial(self.state, interest.initial)
+        return Operation(interest, self, outlet, self.share_key(interest.audience), state)
+
+    def replace(self, operation: Operation) -> None:
+        """Execute with what was last asked with, also for those who share with the operation."""
+        self._share(operation.interest.audience)
+        if operation.cohort is not None:
+            operation.cohort.execution = self
+
+    def _share(self, audience: Audience) -> None:
+        shares = _shares(audience, self.asking)
+        self.context = self.asking.shared(keep_user=audience is Audience.USER) if shares else self.asking
 
     def share_key(self, audience: Audience) -> Hashable | None:
         """Return what executions of the audience have in common, whichever socket they are of."""
-        if not _shares(audience, self.context):
+        if not _shares(audience, self.asking):
             return None
         # The class as well: an application may have users of several models, each with its own keys.
-        who = (self.context.user.__class__, self.context.user.pk) if audience is Audience.USER else None
+        who = (self.asking.user.__class__, self.asking.user.pk) if audience is Audience.USER else None
         variables = json.dumps(self.request.variables or {}, sort_keys=True)
         # The schema as well: several consumers share the hub of their process.
         return self.schema, audience, who, self.request.query, self.request.operation_name, variables

@@ -56,7 +56,7 @@ class Frame:
     def parse(cls, text: str) -> Frame:
         """Return the message of a text frame.  Raises FrameError."""
         try:
-            message = json.loads(text, parse_constant=_no_json, parse_float=_finite)
+            message = decoded(text)
         except (ValueError, RecursionError) as error:
             raise FrameError("the message is not JSON") from error
         if not isinstance(message, dict):
@@ -85,6 +85,11 @@ class Frame:
         if payload is None:
             raise FrameError(f"'{shown(self.type)}' needs a payload")
         return Request.of(payload)
+
+
+def decoded(text: str) -> Any:
+    """Return the value of a JSON text, which could be written again.  Raises ValueError and RecursionError."""
+    return json.loads(text, parse_constant=_no_json, parse_float=_finite)
 
 
 def message(kind: str, *, id: str | None = None, payload: Any = None) -> str:  # noqa: A002  (the protocol's word)

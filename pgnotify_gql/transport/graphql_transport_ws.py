@@ -59,7 +59,7 @@ class GraphqlTransportWs(Connection):
     def _connection_init(self, frame: Frame) -> None:
         payload = frame.payload()
         if self.initialising:
-            self.close(CloseCode.TOO_MANY_INITIALISATION_REQUESTS, "Too many initialisation requests")
+            self.close(CloseCode.TOO_MANY_REQUESTS, "Too many initialisation requests")
             return
         self.initialise(payload or {})
 

@@ -54,6 +54,14 @@ class GraphqlWs(Connection):
         self._socket.send(frames.message("connection_error", payload={"message": complaint}))
         self.close(code, complaint)
 
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Close as every connection does; a client that is to come back is acknowledged first, if it was not."""
+        if code is CloseCode.SERVICE_RESTART and not self._acknowledged and not self._closed:
+            # A client that came back has sent its starts as soon as the socket was open. It sends them again only after
+            # a connection that was acknowledged, and would come back without them. Nothing can run here any more.
+            self._socket.send(frames.message("connection_ack"))
+        super().close(code, reason)
+
     def keep_alive(self) -> None:
         self._socket.send(frames.message("ka"))
 

@@ -8,16 +8,26 @@ application; each socket, and each request, is an instance of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
 from functools import update_wrapper
 from typing import Any
 
 from graphql import GraphQLSchema
 
-from ..conf import Settings, get_settings
+from ..conf import Settings, allows_introspection, get_settings
 from ..errors import ConfigurationError
+from ..hub import Topic
+from ..hub.hub import Hub
 from ..hub.outbox import Outbox
+from .allowed_documents import AllowedDocuments
+from .authentication import is_authenticated, own_row, recheck, session_expiry
 from .documents import Documents
+from .engine import OnOperation
+from .frames import Request
+from .presence import Leave, Presence
+from .protocol import acknowledgement
+from .query_limits import QueryLimits
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -38,10 +48,65 @@ def client_outbox(
     )
 
 
+def _documents(schema: GraphQLSchema, settings: Settings) -> Documents:
+    return Documents(
+        schema,
+        most_tokens=settings.MAX_QUERY_TOKENS,
+        limits=QueryLimits(
+            settings.MAX_QUERY_DEPTH,
+            settings.MAX_QUERY_COMPLEXITY,
+            settings.MAX_QUERY_ALIASES,
+            allows_introspection(),
+        ),
+        allowed=AllowedDocuments.read(settings.ALLOWED_DOCUMENTS) if settings.ALLOWED_DOCUMENTS else None,
+    )
+
+
 class GraphqlApplication(ABC):
-    """Serves one socket or one request; `scope` is its own, and may be written to (``self.scope["user"] = ...``)."""
+    """
+    Serves one socket or one request; `scope` is its own, and may be written to (``self.scope["user"] = ...``).
+
+    Subclasses may override what the application decides; each may be a plain method, which runs in a worker thread, or
+    an asynchronous one.
+    """
 
     scope: dict[str, Any]
+
+    expires_at: datetime | float | None = None
+    """When the authentication ends, for ``on_connect`` to set: an aware datetime, or seconds since 1970, as the ``exp``
+    of a token is.  A socket is closed with 4403 then, and a stream ends."""
+
+    async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
+        """
+        Decide on a ``connection_init``, whose payload is given, or on a request for a stream, which has none.
+
+        Return False to refuse (4403, or status 403), a dictionary to send with the acknowledgement, or nothing.
+        """
+        return None
+
+    async def on_operation(self, request: Request) -> bool | None:
+        """
+        Decide on an operation before it is run: its `query`, `operation_name`, `variables` and `extensions`.
+
+        Return False, or raise GraphQLError, to refuse it; a socket stays open.
+        """
+        return None
+
+    def on_recheck(self) -> Any:
+        """
+        Return whether the user may stay: every AUTH_INTERVAL, and whenever something says that he may have changed.
+
+        This looks at Django's session and at the user in the database, and puts him as he is now into the scope.
+        """
+        user = recheck(self.scope)
+        if user is None:
+            return False
+        self.scope["user"] = user
+        return True
+
+    def depends_on(self) -> Iterable[Topic]:
+        """Return topics of which a change has the user looked at: his own row, where the model of users is watched."""
+        return own_row(self.scope.get("user"))
 
     def __init__(self, schema: GraphQLSchema, documents: Documents) -> None:
         self._schema = schema
@@ -53,12 +118,41 @@ class GraphqlApplication(ABC):
         graphql_schema = getattr(schema, "graphql_schema", schema)
         if not isinstance(graphql_schema, GraphQLSchema):
             raise ConfigurationError(f"{cls.__name__}.as_asgi(schema=...) takes a graphene.Schema, not {schema!r}")
-        documents = Documents(graphql_schema, most_tokens=get_settings().MAX_QUERY_TOKENS)
+        documents = _documents(graphql_schema, get_settings())
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             await cls(graphql_schema, documents)(scope, receive, send)
 
         return update_wrapper(application, cls, updated=())
+
+    @property
+    def _operation_hook(self) -> OnOperation | None:
+        # Where it is ours it has nothing to say, and a call of it would cost each operation.
+        own = type(self).on_operation is not GraphqlApplication.on_operation
+        return self.on_operation if own else None
+
+    async def _admitted(
+        self, hub: Hub, payload: Mapping[str, Any], leave: Leave
+    ) -> tuple[Mapping[str, Any] | bool | None, Presence | None]:
+        """
+        Ask the application, and let the user stay until `leave`; return the decision, and what is to be ended.
+
+        Raises RefusedConnectionError, TypeError for what is no decision, and what ``on_connect`` raises.
+        """
+        decision: Mapping[str, Any] | bool | None = await hub.executor.call(self.on_connect, payload)
+        if decision is not False:
+            acknowledgement(decision)
+        user = self.scope.get("user")
+        if decision is False or not (is_authenticated(user) or self.expires_at is not None):
+            return decision, None
+        presence = Presence(hub, leave, self.on_recheck, lambda: session_expiry(self.scope))
+        try:
+            topics = await hub.executor.call(self.depends_on) if is_authenticated(user) else ()
+            await presence.begin(user, topics, self.expires_at)
+        except BaseException:
+            await presence.end()
+            raise
+        return decision, presence
 
     @abstractmethod
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

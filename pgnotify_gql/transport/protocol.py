@@ -22,8 +22,13 @@ from ..errors import PgnotifyGqlError
 from ..hub.payloads import Envelope, Frames, Payloads
 from .close_codes import CloseCode
 from .frames import Frame, FrameError, Request, shown
+from .rate import Rate
 
 logger = logging.getLogger("pgnotify_gql.transport")
+
+
+BURST = 10.0
+"""Seconds whose messages a client may send at once: pages subscribe to everything when they open."""
 
 
 class Socket(Protocol):
@@ -84,13 +89,22 @@ class RequestError(PgnotifyGqlError):
         self.errors = errors
 
 
+class RefusedConnectionError(PgnotifyGqlError):
+    """A connection is not accepted: `code` closes it, with the message as its reason."""
+
+    def __init__(self, code: CloseCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass(frozen=True)
 class Limits:
-    """Times in seconds."""
+    """Times in seconds; `messages` is how many a client may send in a second, over a while."""
 
     init_timeout: float = 10.0
     keepalive: float = 20.0
     operations: int = 100
+    messages: float = 100.0
 
 
 class Connection(ABC):
@@ -110,6 +124,7 @@ class Connection(ABC):
         self._initialising = False
         self._acknowledged = False
         self._closed = False
+        self._rate = Rate(limits.messages, max(1, int(limits.messages * BURST)))
         # First for the initialisation, then for the keep-alive. A task for each would take 1 kB of every idle socket.
         self._timer: asyncio.TimerHandle | None = None
 
@@ -119,7 +134,7 @@ class Connection(ABC):
 
     def received(self, text: str) -> None:
         """Handle a text frame."""
-        if self._closed:
+        if self._closed or not self._is_in_time():
             return
         try:
             self.handle(Frame.parse(text))
@@ -134,7 +149,7 @@ class Connection(ABC):
 
     def received_bytes(self) -> None:
         """Handle a binary frame, which neither subprotocol has."""
-        if not self._closed:
+        if not self._closed and self._is_in_time():
             self.unreadable("binary frames are not part of the protocol")
 
     async def closed(self) -> None:
@@ -221,6 +236,12 @@ class Connection(ABC):
         self._own(task)
         return True
 
+    def _is_in_time(self) -> bool:
+        if self._rate.taken(asyncio.get_running_loop().time()):
+            return True
+        self.close(CloseCode.TOO_MANY_REQUESTS, "Too many messages")
+        return False
+
     def _expect_init(self) -> None:
         self.close(CloseCode.INITIALISATION_TIMEOUT, "Connection initialisation timeout")
 
@@ -234,7 +255,11 @@ class Connection(ABC):
                 return
             # Set before the acknowledgement is sent: the client may subscribe as soon as it has it.
             self._acknowledged = True
-            self.acknowledge(_acknowledgement(answer))
+            self.acknowledge(acknowledgement(answer))
+        except RefusedConnectionError as refused:
+            if not self._closed:
+                self.refuse(refused.code, str(refused))
+            return
         except Exception:
             logger.exception("on_connect failed, or returned what cannot be sent as JSON")
             self._acknowledged = False
@@ -310,9 +335,10 @@ class _Results:
         await self.socket.room()
 
 
-def _acknowledgement(answer: Mapping[str, Any] | bool | None) -> Mapping[str, Any] | None:
-    # Whatever else a hook returns is a mistake that must not open the connection: an awaitable nobody awaited, or the
-    # empty token in `return token and is_valid(token)`.
+def acknowledgement(answer: Mapping[str, Any] | bool | None) -> Mapping[str, Any] | None:
+    """Return what is sent with an acknowledgement.  Raises TypeError for what is no decision of ``on_connect``."""
+    # A mistake that must not open the connection: an awaitable nobody awaited, or the empty token in
+    # `return token and is_valid(token)`.
     if answer is None or answer is True:
         return None
     if isinstance(answer, Mapping):

@@ -19,18 +19,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
 
 from django.core.exceptions import DisallowedHost, RequestAborted
-from graphql import OperationType, get_operation_ast
+from graphql import GraphQLError, OperationType, get_operation_ast
 
 from ..conf import get_settings, shows_errors
 from ..errors import ConfigurationError
 from ..hub import open_hub
+from ..hub.hub import Hub
 from .cross_site import Pages
 from .draining import visits
 from .engine import GraphqlEngine
@@ -39,7 +39,8 @@ from .frames import Request
 from .graphql_over_http import HttpRequest, RefusedError, asked
 from .masking import Masking
 from .mounting import GraphqlApplication, Receive, Scope, Send
-from .protocol import RequestError
+from .protocol import RefusedConnectionError, RequestError
+from .tasks import running
 
 logger = logging.getLogger("pgnotify_gql.transport")
 
@@ -71,7 +72,10 @@ class GraphqlSseConsumer(GraphqlApplication):
             http = HttpRequest(self.scope)
             self._require_acceptable(http)
             request = await asked(http, receive, settings.MAX_MESSAGE_BYTES)
-            self._require_runnable(request)
+            # What is not in the list of documents is not looked at; the stream tells why.
+            with suppress(GraphQLError):
+                request = self._documents.resolved(request)
+                self._require_runnable(request)
             await self._serve(_resumed(request, http), http, receive, send)
         except RefusedError as refused:
             await _refuse(send, refused)
@@ -107,21 +111,47 @@ class GraphqlSseConsumer(GraphqlApplication):
 
     async def _serve(self, request: Request, http: HttpRequest, receive: Receive, send: Send) -> None:
         """Run until all is written, or the client is gone, and leave nothing behind.  Raises ConfigurationError."""
-        async with _running(_gone(receive), "client") as gone:
+        async with running(_gone(receive), "stream's client") as gone:
             with visits().begun() as visit:
                 async with open_hub() as hub:
                     stream = EventStream(send, get_settings(), server_waits=server_waits(self.scope))
-                    engine = GraphqlEngine(self._schema, self._documents, hub, lambda: http, Masking(shows_errors()))
+                    engine = GraphqlEngine(
+                        self._schema,
+                        self._documents,
+                        hub,
+                        lambda: http.of_user(self.scope.get("user") or http.user),
+                        Masking(shows_errors()),
+                        self._operation_hook,
+                    )
                     async with (
-                        _running(_operate(engine, request, stream), "operation"),
-                        _running(self._keep_alive(stream), "keep-alive"),
-                        _running(stream.write(), "writer") as writing,
+                        self._staying(hub, stream),
+                        running(_operate(engine, request, stream), "stream's operation"),
+                        running(self._keep_alive(stream), "stream's keep-alive"),
+                        running(stream.write(), "stream's writer") as writing,
                     ):
                         visit.attach(stream)
                         await _first(writing, gone)
                 if not gone.done():
-                    async with _running(stream.end(), "end") as ending:
+                    async with running(stream.end(), "stream's end") as ending:
                         await _first(ending, gone)
+
+    @asynccontextmanager
+    async def _staying(self, hub: Hub, stream: EventStream) -> AsyncIterator[None]:
+        """Let the user stay meanwhile.  Raises RefusedError."""
+        try:
+            decision, presence = await self._admitted(hub, {}, stream.close)
+        except RefusedConnectionError as error:
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, str(error)) from error
+        except Exception as error:
+            logger.exception("on_connect failed")
+            raise RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error") from error
+        if decision is False:
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Forbidden")
+        try:
+            yield
+        finally:
+            if presence is not None:
+                await presence.end()
 
     async def _keep_alive(self, stream: EventStream) -> None:
         while True:
@@ -144,17 +174,6 @@ async def _gone(receive: Receive) -> None:
     """Return when the client is."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-@asynccontextmanager
-async def _running(coroutine: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
-    """Run something meanwhile, and end it."""
-    task = asyncio.create_task(coroutine, name=f"pgnotify_gql stream's {name}")
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _first(*tasks: asyncio.Task[None]) -> None:

@@ -25,9 +25,9 @@ TURNS = 20
 """Turns of the event loop; the longest chain of tasks in a protocol takes five."""
 
 
-async def quiet() -> None:
+async def quiet(turns: int = TURNS) -> None:
     """Let everything happen that waits for nothing."""
-    for _ in range(TURNS):
+    for _ in range(turns):
         await asyncio.sleep(0)
 
 
