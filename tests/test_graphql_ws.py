@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pgnotify_gql.transport.frames import Request
 from pgnotify_gql.transport.close_codes import CloseCode
+from pgnotify_gql.transport.frames import Request
 from pgnotify_gql.transport.graphql_ws import GraphqlWs
 from pgnotify_gql.transport.protocol import Limits, RequestError
 from tests.support.sockets import Wire, quiet
