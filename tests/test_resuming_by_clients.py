@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,8 +20,8 @@ from tests.faults.load import Load
 from tests.support import processes
 from tests.support.databases import Database
 from tests.support.feed import Room, eventually
+from tests.support.npm import install
 from tests.support.processes import CHECKOUT, Process, ProjectServer, RedisServer, project_environment
-from tests.support.requirements import require
 
 pytestmark = pytest.mark.postgres("18")
 
@@ -33,9 +32,6 @@ CLIENT = CHECKOUT / "tests/support/resuming_client.cjs"
 PACKAGES = ("graphql-ws@5.16.2", "graphql@16", "ws@8")
 """Of the last version of graphql-ws that runs on every Node since 10; the messages of its later ones are the same."""
 
-INSTALL_TIMEOUT = 120
-"""Seconds."""
-
 LIMIT = 60.0
 """Seconds."""
 
@@ -43,13 +39,8 @@ LIMIT = 60.0
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The script beside its packages, in a directory of this run; skips the tests where there is no registry."""
-    npm = require("npm")
     directory = tmp_path_factory.mktemp("node")
-    (directory / "package.json").write_text('{"private": true}')
-    command = [str(npm), "install", "--no-audit", "--no-fund", "--no-save", "--prefer-offline", *PACKAGES]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False)
-    if done.returncode:
-        pytest.skip(f"npm could not install {', '.join(PACKAGES)}: {done.stderr.strip().splitlines()[-1]}")
+    install(directory, *PACKAGES)
     shutil.copy(CLIENT, directory)
     return directory / CLIENT.name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -16,8 +15,8 @@ from django.test import Client, override_settings
 
 from tests.acceptance.room import Room
 from tests.support.databases import Database
+from tests.support.npm import install
 from tests.support.processes import ProjectServer
-from tests.support.requirements import require
 
 DRIVERS = Path(__file__).parent / "drivers"
 
@@ -39,9 +38,6 @@ PACKAGES = (
     "subscriptions-transport-ws@0.11.0",
 )
 
-INSTALL_TIMEOUT = 120
-"""Seconds."""
-
 DRAIN_WINDOW = "0.5"
 """Seconds: between the closes of the first client and the second, the first comes back to a server that drains."""
 
@@ -49,13 +45,8 @@ DRAIN_WINDOW = "0.5"
 @pytest.fixture(scope="session")
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts beside their packages, in a directory of this run; skips the tests where there is no registry."""
-    npm = require("npm")
     directory = tmp_path_factory.mktemp("clients")
-    (directory / "package.json").write_text('{"private": true}')
-    command = [str(npm), "install", "--no-audit", "--no-fund", "--no-save", "--prefer-offline", *PACKAGES]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, check=False)
-    if done.returncode:
-        pytest.skip(f"npm could not install the clients: {done.stderr.strip().splitlines()[-1]}")
+    install(directory, *PACKAGES)
     for script in DRIVERS.glob("*.mjs"):
         shutil.copy(script, directory)
     return directory
