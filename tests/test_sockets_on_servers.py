@@ -202,7 +202,9 @@ def test_random_and_mutated_frames_are_answered_as_specified_and_the_server_goes
             received += count
             closed[close.code if close else None] += 1
             assert close is None or len(close.reason.encode()) <= 123
-        assert closed.keys() == CODES[subprotocol] | {None}
+        # Which of them come up depends on how fast an operation ends, that of an id which is used again.
+        assert closed.keys() <= CODES[subprotocol] | {None}
+        assert len(closed) > 1
         assert run(other, "{ me { username } }") == ME
     with opened(server, subprotocol) as socket:
         init(socket)
