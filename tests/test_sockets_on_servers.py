@@ -1,10 +1,13 @@
 """What matters most about sockets, on the servers that people run."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from random import Random
 from typing import Any, cast
 
@@ -21,7 +24,7 @@ from websockets.typing import Origin, Subprotocol
 from pgnotify_gql.transport.close_codes import PRIVATE_CODES, CloseCode
 from tests.support.databases import Database
 from tests.support.mutations import FIRST, frame
-from tests.support.processes import ProjectServer
+from tests.support.processes import CHECKOUT, ProjectServer, RedisServer, project_environment
 from tests.support.subscribers import Chat
 
 pytestmark = pytest.mark.postgres("18")
@@ -276,6 +279,48 @@ def big_query(chat: Chat) -> str:
     """Return a query with an answer of a megabyte, for whoever is logged in."""
     chat.insert(*["x" * 2_000] * 500)
     return f"{{ messages(conversationId: {chat.both.pk}, last: 500) {{ text }} }}"
+
+
+DISCONNECT = """
+from django.contrib.auth.models import User
+from pgnotify_gql.transport import disconnect_user
+disconnect_user(User.objects.get(username="alice"))
+"""
+
+
+def test_a_user_is_disconnected_from_all_processes_by_another_one(
+    chat: Chat,
+    database_triggers: Database,
+    redis_server: RedisServer,
+    daphne: Callable[..., ProjectServer],
+    uvicorn: Callable[..., ProjectServer],
+) -> None:
+    servers = {
+        "daphne": daphne(database_triggers, redis_server, inline=False),
+        "uvicorn": uvicorn(database_triggers, redis_server, inline=False),
+    }
+    hers, his = ({"Cookie": f"{settings.SESSION_COOKIE_NAME}={session_of(user)}"} for user in (chat.alice, chat.bob))
+    with ExitStack() as sockets:
+        of_alice = [
+            (kind, sockets.enter_context(opened(server, subprotocol, additional_headers=hers)))
+            for kind, server in servers.items()
+            for subprotocol in (TRANSPORT, LEGACY)
+        ]
+        of_bob = [sockets.enter_context(opened(server, additional_headers=his)) for server in servers.values()]
+        for socket in [*(socket for _, socket in of_alice), *of_bob]:
+            init(socket)
+        program = [sys.executable, "manage.py", "shell", "-v", "0", "-c", DISCONNECT]
+        environment = os.environ | project_environment(
+            database_triggers.url, redis_server, inline=False, environment=None
+        )
+        done = subprocess.run(program, cwd=CHECKOUT, env=environment, timeout=60, check=False, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        for kind, socket in of_alice:
+            assert close_of(socket) == told(kind, 4403, "Forbidden")
+        for socket in of_bob:
+            assert run(socket, "{ me { username } }") == {"data": {"me": {"username": "bob"}}}
+    for server in servers.values():
+        assert "Traceback" not in server.log
 
 
 def session_of(user: User) -> str | None:
