@@ -125,6 +125,33 @@ async def test_an_operation_gets_the_changes_of_its_topics_only(
 
 
 @pytest.mark.postgres("18")
+async def test_who_falls_behind_after_a_long_silence_stands_right_before_the_change_and_not_at_his_last(
+    database_triggers: Database,
+) -> None:
+    room = Room(database_triggers)
+    another = room.next_door()
+    here, everywhere = Subscriber(Topic(Message, conversation=room.conversation)), Subscriber(Message)
+    async with fed(database_triggers, InMemoryChannelLayer()) as (hub, _):
+        for subscriber in (here, everywhere):
+            await hub.join(subscriber.operation)
+        room.say("first")
+        await here.has("first")
+        another.say(*texts(3))
+        await everywhere.has(*texts(3))
+        [(row_id, xid)] = room.connection.execute(
+            "select id, xid::text::bigint from pgnotify_gql.journal order by id desc limit 1"
+        )
+        here.offer = lambda payloads: 0  # type: ignore[method-assign]
+        room.say("second")
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            await here.operation.behind.passed()
+        assert here.operation.cursor is not None
+        [position] = here.operation.cursor.positions.values()
+        assert position.includes(xid, row_id)
+    assert here.received == ["first"]
+
+
+@pytest.mark.postgres("18")
 async def test_a_truncated_table_is_told_to_everybody_who_waits_for_the_model(
     database_triggers: Database, layer: BaseChannelLayer
 ) -> None:
