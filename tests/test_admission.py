@@ -140,15 +140,11 @@ class People(Subscription):
         return seen(change)
 
 
-class Members(Subscription):
+class Members(All):
     """Memberships of the conversations that the subscriber is in: what decides is what is sent."""
 
     class Meta:
         output = Seen
-
-    @classmethod
-    def depends_on(cls, info: Any) -> list[Topic]:
-        return [Topic(Membership, user=info.context.user)]
 
     @classmethod
     def subscribe(cls, info: Any) -> list[Topic]:

@@ -182,8 +182,7 @@ class Executor:
     def _free_thread(self, executing: asyncio.Future[Hop]) -> None:
         # As soon as it is, and not only when what has to be awaited has been.
         self._idle += 1
-        self._punctual.discard(executing)
-        self._start_hops()
+        self._let_pass(executing)
 
     def _let_pass(self, executing: asyncio.Future[Hop]) -> None:
         self._punctual.discard(executing)

@@ -38,6 +38,7 @@ Changed = Callable[[], None]
 """Told of a change on which something depends; must not wait."""
 
 QUESTIONS = 4
+"""How many are asked anew at the same time whether they may go on; as many as there are threads by default."""
 
 ANEW = 0.5
 """Seconds before a state is sent again, so that it costs little whatever keeps making it necessary."""

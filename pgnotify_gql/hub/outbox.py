@@ -257,17 +257,19 @@ class Outbox:
             await self._send(frame)
             # Asked well before the limit, so that a client that does read is never waited for.
             if ping is not None and not self._asked and self._unread > most // 4:
-                self._note_written(ping)
-                await self._send(ping)
+                await self._ask(ping)
 
     async def _until_read(self, ping: str) -> None:
         assert self._frames
         while self._unread and self._unread + len(self._frames[0]) > self._size:
             if not self._asked:
-                self._note_written(ping)
-                await self._send(ping)
+                await self._ask(ping)
             self._heard.close()
             await self._heard.passed()
+
+    async def _ask(self, ping: str) -> None:
+        self._note_written(ping)
+        await self._send(ping)
 
     def _note_written(self, frame: str) -> None:
         self._written += len(frame)

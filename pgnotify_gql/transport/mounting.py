@@ -49,6 +49,9 @@ def client_outbox(
 
 
 def _documents(schema: GraphQLSchema, settings: Settings) -> Documents:
+    if settings.ALLOWED_DOCUMENTS:
+        # The site's own, which are not limited.
+        return Documents(schema, allowed=AllowedDocuments.read(settings.ALLOWED_DOCUMENTS))
     return Documents(
         schema,
         most_tokens=settings.MAX_QUERY_TOKENS,
@@ -58,7 +61,6 @@ def _documents(schema: GraphQLSchema, settings: Settings) -> Documents:
             settings.MAX_QUERY_ALIASES,
             allows_introspection(),
         ),
-        allowed=AllowedDocuments.read(settings.ALLOWED_DOCUMENTS) if settings.ALLOWED_DOCUMENTS else None,
     )
 
 
