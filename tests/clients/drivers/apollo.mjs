@@ -4,15 +4,10 @@ import { ApolloClient, InMemoryCache, gql } from "@apollo/client";
 import { GraphQLWsLink } from "@apollo/client/link/subscriptions";
 import { createClient } from "graphql-ws";
 
-import { BrowserLikeWebSocket, connected, observer, openAll, query, retrying, url, variables } from "./common.mjs";
+import { observer, openAll, query, socketOptions, variables } from "./common.mjs";
 
 openAll((number) => {
-  const socket = createClient({
-    url,
-    webSocketImpl: BrowserLikeWebSocket,
-    ...retrying,
-    on: { connected: () => connected(number) },
-  });
+  const socket = createClient(socketOptions(number));
   const client = new ApolloClient({ link: new GraphQLWsLink(socket), cache: new InMemoryCache() });
   client.subscribe({ query: gql(query), variables }).subscribe(observer(number));
 });

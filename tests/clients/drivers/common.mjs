@@ -26,6 +26,14 @@ export const retrying = {
 
 export const connected = (client) => print({ client, connected: true });
 
+// All options of graphql-ws, here and beneath other libraries.
+export const socketOptions = (client) => ({
+  url,
+  webSocketImpl: BrowserLikeWebSocket,
+  ...retrying,
+  on: { connected: () => connected(client) },
+});
+
 export const failed = (client, error) =>
   print({ client, error: String(error.message || error.reason || JSON.stringify(error)) });
 

@@ -3,18 +3,7 @@
 import { createClient } from "graphql-ws";
 import relay from "relay-runtime";
 
-import {
-  BrowserLikeWebSocket,
-  completed,
-  connected,
-  failed,
-  openAll,
-  query,
-  received,
-  retrying,
-  url,
-  variables,
-} from "./common.mjs";
+import { completed, failed, openAll, query, received, socketOptions, variables } from "./common.mjs";
 
 // What relay-compiler makes of the query; it is not run here, because it wants the schema and a configuration.
 const name = "Changes";
@@ -46,12 +35,7 @@ const subscription = {
 };
 
 openAll((number) => {
-  const socket = createClient({
-    url,
-    webSocketImpl: BrowserLikeWebSocket,
-    ...retrying,
-    on: { connected: () => connected(number) },
-  });
+  const socket = createClient(socketOptions(number));
   const subscribe = (operation, variables) =>
     relay.Observable.create((sink) =>
       socket.subscribe({ operationName: operation.name, query: operation.text, variables }, sink),

@@ -3,15 +3,10 @@
 import { Client, cacheExchange, subscriptionExchange } from "@urql/core";
 import { createClient } from "graphql-ws";
 
-import { BrowserLikeWebSocket, connected, observer, openAll, query, retrying, url, variables } from "./common.mjs";
+import { observer, openAll, query, socketOptions, variables } from "./common.mjs";
 
 openAll((number) => {
-  const socket = createClient({
-    url,
-    webSocketImpl: BrowserLikeWebSocket,
-    ...retrying,
-    on: { connected: () => connected(number) },
-  });
+  const socket = createClient(socketOptions(number));
   const client = new Client({
     url: "http://127.0.0.1/subscriptions-only",
     exchanges: [
