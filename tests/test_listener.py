@@ -59,7 +59,7 @@ async def test_a_change_of_a_sleeping_listener_is_relayed_without_the_safety_pol
         await recorder.has("ring", timeout=RARELY.safety_poll / 3)
 
 
-async def test_writers_are_silent_while_the_leader_is_awake_and_ring_when_it_sleeps(
+async def test_writers_ring_one_by_one_until_bells_follow_each_other_and_are_silent_from_then_on(
     database_triggers: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room, recorder = Room(database_triggers), Recorder()
@@ -68,12 +68,33 @@ async def test_writers_are_silent_while_the_leader_is_awake_and_ring_when_it_sle
         await recorder.until(lambda: len(recorder.heartbeats) >= 2)
         monkeypatch.setattr(term_module, "LINGER", 3600.0)
         room.say("rings")
+        await recorder.has("rings")
+        assert lock_holders(database_triggers, names.AWAKE_LOCK) == []
+        assert bells.rung() == 1
+        room.say("rings too")
         await eventually(lambda: lock_holders(database_triggers, names.AWAKE_LOCK))
         assert bells.rung() == 1
         for number in range(20):
             room.say(f"silent {number}")
         assert bells.rung() == 0
         await recorder.has("silent 19")
+
+
+async def test_a_change_now_and_then_is_relayed_and_stored_by_a_leader_that_never_wakes_up(
+    database_triggers: Database,
+) -> None:
+    room, recorder, session = Room(database_triggers), Recorder(), database_triggers.connect()
+    async with leading(database_triggers, recorder):
+        await recorder.until(lambda: len(recorder.heartbeats) >= 2)
+        for number in range(3):
+            told = len(recorder.heartbeats)
+            room.say(f"change {number}")
+            # One heartbeat behind each: the message before it may have been lost.
+            await recorder.until(lambda told=told: len(recorder.heartbeats) > told)
+            assert recorder.texts[-1] == f"change {number}"
+            assert lock_holders(database_triggers, names.AWAKE_LOCK) == []
+            stored = session.execute("select relayed::text from pgnotify_gql.journal_state").fetchone()
+            assert stored == (str(recorder.heartbeats[-1]),)
 
 
 async def test_changes_of_an_open_transaction_are_relayed_when_it_commits_and_hold_up_nobody(

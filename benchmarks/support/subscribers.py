@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 ANSWER_TIMEOUT = 60.0
 """Seconds until what is waited for must have come."""
 
-LIVE_TIMEOUT = 0.5
-LIVE_ATTEMPTS = 30
-"""Seconds that a change may take to reach all before it is tried with another, and how often."""
+LIVE_TIMEOUTS = 0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0
+"""Seconds that a change may take to reach all before it is tried with another: longer each time, since thousands whose
+executions are their own may need seconds, and each change adds to what they have to do."""
 
 IN_FLIGHT = 50
 """Sockets that are being opened at the same time; servers keep so many waiting."""
@@ -79,7 +79,7 @@ class Subscribers:
     def until_live(self, change: Callable[[], int]) -> None:
         """Make changes, given a function that returns the number of the one it has made, until one reaches all."""
         # No message tells when a subscription has taken effect.
-        if not any(self.reached(change(), LIVE_TIMEOUT) for _ in range(LIVE_ATTEMPTS)):
+        if not any(self.reached(change(), timeout) for timeout in LIVE_TIMEOUTS):
             raise SubscribersError("no change has reached every subscriber")
 
     def arrivals(self) -> Mapping[int, Sequence[float]]:

@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
 
 from django.db import connections
 
@@ -67,12 +68,19 @@ Work = list[tuple[Cohort, Taken]]
 """Cohorts, and what is to be executed of each."""
 
 
-class Hop(NamedTuple):
-    """What came of a hop, and for how many of the seconds that it took its thread has computed."""
+@dataclass(eq=False, slots=True)
+class Hop:
+    """
+    What a thread is given to execute, and what came of it; for how many of the seconds that it took it has computed.
 
-    outcomes: list[list[Outcome]]
-    computed: float
-    taken: float
+    There are fewer outcomes than changes where the hop's time was up, and none (not even for a cohort) where it failed.
+    """
+
+    work: Work
+    outcomes: list[list[Outcome]] = field(default_factory=list)
+    computed: float = 0.0
+    taken: float = 0.0
+    overdue: asyncio.TimerHandle | None = None
 
 
 class Executor:
@@ -94,9 +102,10 @@ class Executor:
         self._pace = HOP_TIME / HOP_EXECUTIONS
         self._room = asyncio.Event()
         self._room.set()
-        self._hops: set[asyncio.Task[None]] = set()
-        # Those that are not overdue.
-        self._punctual: set[asyncio.Future[Hop]] = set()
+        # Under way in threads, but for those that are overdue.
+        self._punctual: set[Hop] = set()
+        # Those of which something is awaited.
+        self._awaited: set[asyncio.Task[None]] = set()
         self._closed = False
         self._used = threading.local()
 
@@ -138,10 +147,10 @@ class Executor:
     async def close(self) -> None:
         """End the threads; what is pending is dropped."""
         self._closed = True
-        hops = list(self._hops)
-        for hop in hops:
-            hop.cancel()
-        await asyncio.gather(*hops, return_exceptions=True)
+        awaited = list(self._awaited)
+        for task in awaited:
+            task.cancel()
+        await asyncio.gather(*awaited, return_exceptions=True)
         # The barrier hands one call to each thread, since a connection is closed by the thread that opened it.
         barrier = threading.Barrier(self._workers)
         for _ in range(self._workers):
@@ -167,64 +176,86 @@ class Executor:
                 taken = cohort.take(HOP_CHANGES if cohort.asks_together else min(HOP_CHANGES, left))
                 work.append((cohort, taken))
                 left -= len(taken.dues)
-            self._idle -= 1
-            executing = asyncio.get_running_loop().run_in_executor(self._pool, self._execute, work)
-            self._punctual.add(executing)
-            executing.add_done_callback(self._free_thread)
-            hop = asyncio.create_task(self._hop(work, executing), name="pgnotify_gql hop")
-            self._hops.add(hop)
-            hop.add_done_callback(self._hops.discard)
+            self._begin(Hop(work))
 
     @property
     def _free(self) -> int:
         return min(self._idle, self._lanes.open - len(self._punctual))
 
-    def _free_thread(self, executing: asyncio.Future[Hop]) -> None:
-        # As soon as it is, and not only when what has to be awaited has been.
-        self._idle += 1
-        self._let_pass(executing)
+    def _begin(self, hop: Hop) -> None:
+        loop = asyncio.get_running_loop()
+        self._idle -= 1
+        self._punctual.add(hop)
+        hop.overdue = loop.call_later(OVERDUE, self._let_pass, hop)
+        # Not as a future of the loop, which would take two turns of it more: they are a tenth of a single change's way.
+        self._pool.submit(self._run, hop, loop)
 
-    def _let_pass(self, executing: asyncio.Future[Hop]) -> None:
-        self._punctual.discard(executing)
+    def _run(self, hop: Hop, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._execute(hop)
+        except Exception:
+            logger.exception("a worker thread failed")
+            hop.outcomes = []
+        try:
+            loop.call_soon_threadsafe(self._note_executed, hop)
+        except RuntimeError:
+            _close_coroutines(hop)  # the loop has been closed meanwhile
+
+    def _let_pass(self, hop: Hop) -> None:
+        self._punctual.discard(hop)
         self._start_hops()
 
-    async def _hop(self, work: Work, executing: asyncio.Future[Hop]) -> None:
-        overdue = asyncio.get_running_loop().call_later(OVERDUE, self._let_pass, executing)
-        done = sum(len(taken.dues) for _, taken in work)
-        try:
-            # Shielded: what a thread has begun comes back in any case, and coroutines that nobody awaits are closed.
-            hop = await asyncio.shield(executing)
-            self._lanes.note(hop.computed, hop.taken)
-            settled = await _all_settled(hop.outcomes)
-            for (cohort, taken), results in zip(work, settled, strict=True):
-                # Fewer results than changes: the hop's time was up.
-                left = taken.dues[len(results) :]
-                cohort.put_back(left)
-                done -= len(left)
-                _deliver(cohort, taken, results)
-        finally:
-            executing.add_done_callback(_close_coroutines)
-            overdue.cancel()
-            self._pending -= done
-            for cohort, _ in work:
-                cohort.scheduled = False
-                if cohort.pending:
-                    self._schedule(cohort)
-                else:
-                    self._count_busy(-1)
-                    cohort.settled.open()
-            if self._pending < self._most_pending:
-                self._room.set()
-            self._start_hops()
+    def _note_executed(self, hop: Hop) -> None:
+        assert hop.overdue is not None
+        hop.overdue.cancel()
+        # The thread is free as soon as it is, and not only when what has to be awaited has been.
+        self._idle += 1
+        self._let_pass(hop)
+        if self._closed:
+            _close_coroutines(hop)
+            return
+        self._lanes.note(hop.computed, hop.taken)
+        # Whatever is neither: inspect.isawaitable() asks for more than one thing, of every result.
+        if all(type(outcome) is str or outcome is None for outcomes in hop.outcomes for outcome in outcomes):
+            self._finish(hop, hop.outcomes)  # type: ignore[arg-type]  # none of them is awaitable
+            return
+        task = asyncio.create_task(self._await(hop), name="pgnotify_gql hop")
+        self._awaited.add(task)
+        task.add_done_callback(self._awaited.discard)
 
-    def _execute(self, work: Work) -> Hop:
+    async def _await(self, hop: Hop) -> None:
+        settled: list[list[str | None]] = []
+        try:
+            settled = await _all_settled(hop.outcomes)
+        finally:
+            _close_coroutines(hop)
+            self._finish(hop, settled)
+
+    def _finish(self, hop: Hop, settled: list[list[str | None]]) -> None:
+        self._pending -= sum(len(taken.dues) for _, taken in hop.work)
+        for (cohort, taken), results in zip(hop.work, settled, strict=False):
+            left = taken.dues[len(results) :]
+            cohort.put_back(left)
+            self._pending += len(left)
+            _deliver(cohort, taken, results)
+        for cohort, _ in hop.work:
+            cohort.scheduled = False
+            if cohort.pending:
+                self._schedule(cohort)
+            else:
+                self._count_busy(-1)
+                cohort.settled.open()
+        if self._pending < self._most_pending:
+            self._room.set()
+        self._start_hops()
+
+    def _execute(self, hop: Hop) -> None:
         computed = time.thread_time()
         self._look_after_connections()
         begun = now = time.monotonic()
-        outcomes: list[list[Outcome]] = []
-        for cohort, taken in work:
+        for cohort, taken in hop.work:
             results: list[Outcome] = []
-            outcomes.append(results)
+            hop.outcomes.append(results)
             if now > begun + HOP_TIME:
                 continue
             until = now + LONG_HOP_TIME if cohort.asks_together else begun + HOP_TIME
@@ -235,10 +266,10 @@ class Executor:
                 results.append(_executed(cohort, due, batch))
                 now = time.monotonic()
             cohort.asks_together = batch.has_kept
-        executions = sum(map(len, outcomes))
+        executions = sum(map(len, hop.outcomes))
         if executions:
             self._pace = (self._pace + (now - begun) / executions) / 2
-        return Hop(outcomes, time.thread_time() - computed, now - begun)
+        hop.computed, hop.taken = time.thread_time() - computed, now - begun
 
     def _look_after_connections(self) -> None:
         now = time.monotonic()
@@ -272,9 +303,6 @@ def _deliver(cohort: Cohort, taken: Taken, results: Sequence[str | None]) -> Non
 
 async def _all_settled(outcomes: list[list[Outcome]]) -> list[list[str | None]]:
     """Await those of a hop that are asynchronous, all at once: so a dataloader finds what they ask together."""
-    # Whatever is neither: inspect.isawaitable() asks for more than one thing, of every result.
-    if all(type(outcome) is str or outcome is None for results in outcomes for outcome in results):
-        return outcomes  # type: ignore[return-value]  # none of them is awaitable
     async with asyncio.TaskGroup() as group:
         settling = [[group.create_task(_settled(outcome)) for outcome in results] for results in outcomes]
     return [[task.result() for task in tasks] for tasks in settling]
@@ -292,12 +320,10 @@ async def _settled(outcome: Outcome) -> str | None:
         return None
 
 
-def _close_coroutines(executed: asyncio.Future[Hop]) -> None:
-    """Close what was not awaited, because its hop has ended before."""
-    if executed.cancelled() or executed.exception():
-        return
-    for results in executed.result().outcomes:
-        for outcome in results:
+def _close_coroutines(hop: Hop) -> None:
+    """Close what nobody has awaited."""
+    for outcomes in hop.outcomes:
+        for outcome in outcomes:
             if inspect.iscoroutine(outcome):
                 outcome.close()
 

@@ -5,13 +5,17 @@ States of a leader::
 
     awake      holds the awake lock, reads every few milliseconds; writers are silent
     drowsy     has released the lock, reads on until every transaction that might have seen it taken has ended
-    asleep     waits for a bell, or for the safety poll
+    asleep     waits for a bell, or for the safety poll; wakes up when bells come one right behind the other
 
 Why no change is left waiting.  A writer inserts its journal row, so that its transaction has an id, and then tests the
 lock.  If it found the lock free, it rings when it commits.  If it found it taken, it had its id before the lock was
 released.  Then the leader ends a transaction of its own, with a later id: a snapshot lists what is in progress only up
 to the newest id that has ended, and so every snapshot from then on knows the writer.  Either it has ended in the first
 of them, and that read returns its row, or it is listed, and the leader reads on until it has ended.
+
+A single bell does not wake the leader: it reads what is new and goes on waiting, without the lock, so that the next
+writer rings as well.  Ringing slows down nobody who writes now and then; but waking up and falling asleep again takes
+some fifteen statements, which would get in the way of what the change has just set off.
 
 A backlog is streamed over a second connection, however long that takes, while the first goes on to store the cursor and
 to send heartbeats: so standbys and hubs see a leader that works, and it sees when it has been replaced.
@@ -51,7 +55,7 @@ INTERVAL_PER_ROW = 0.0002
 """Seconds: from 5,000 journal rows a second on the pauses grow, from the first to the second."""
 
 LINGER = 0.01
-"""Seconds without a change after which the leader begins to fall asleep."""
+"""Seconds without a change after which the leader begins to fall asleep; and within which a second bell wakes it up."""
 
 DROWSY_INTERVAL = 0.001
 LONGEST_DROWSY_INTERVAL = 0.05
@@ -146,6 +150,7 @@ class Term:
         self._stored_at = self._beat_at = self._rotated_at = self._asked_at = self._clock()
 
     async def run(self) -> None:
+        self._stop = asyncio.create_task(self._stopping.wait(), name="pgnotify_gql stop")
         try:
             await self._sink.heartbeat(self._cursor)
             while not self._stopping.is_set():
@@ -154,6 +159,7 @@ class Term:
                     await self._sleep()
             await self._store()
         finally:
+            self._stop.cancel()
             await self._close_spare()
 
     async def _stay_awake(self) -> None:
@@ -188,25 +194,28 @@ class Term:
 
     async def _sleep(self) -> None:
         await self._close_spare()
-        await self._store()
-        await self._beat()
         while not self._stopping.is_set():
-            if await self._bell_or_stop():
+            await self._store()
+            await self._beat()
+            await self._rotate()
+            if await self._bell_or_stop(self._timing.longest_sleep):
+                await self._drain()
+                # What the change has set off, in this process or another, goes first.
+                await asyncio.sleep(AWAKE_INTERVAL)
+                if await self._bell_or_stop(LINGER):
+                    return
+            elif await self._drain():
                 return
-            if await self._drain():
-                return
-            await self._keep_books()
 
-    async def _bell_or_stop(self) -> bool:
-        bell = asyncio.create_task(self._doorbell.wait(self._timing.longest_sleep), name="pgnotify_gql bell")
-        stop = asyncio.create_task(self._stopping.wait(), name="pgnotify_gql stop")
+    async def _bell_or_stop(self, timeout: float) -> bool:  # noqa: ASYNC109
+        bell = asyncio.create_task(self._doorbell.wait(timeout), name="pgnotify_gql bell")
         try:
-            await asyncio.wait({bell, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({bell, self._stop}, return_when=asyncio.FIRST_COMPLETED)
             return bell.done() and bell.result()
         finally:
-            for task in (bell, stop):
-                task.cancel()
-            await asyncio.gather(bell, stop, return_exceptions=True)
+            if not bell.done():
+                bell.cancel()
+                await asyncio.gather(bell, return_exceptions=True)
 
     async def _drain(self) -> int:
         """Hand everything new to the sink, or parts of a backlog until stopped; return how many rows that were."""
@@ -327,9 +336,7 @@ class Term:
             await self._store()
         if now - self._beat_at >= min(HEARTBEAT_INTERVAL, self._timing.longest_sleep):
             await self._beat()
-        if now - self._rotated_at >= self._timing.rotation_interval:
-            self._rotated_at = now
-            await rotate(self._connection, self._stored, self._timing.retention, self._database)
+        await self._rotate()
 
     async def _store(self) -> None:
         self._stored_at = self._clock()
@@ -342,3 +349,8 @@ class Term:
         self._beat_at = self._clock()
         await self._confirm_session()
         await self._sink.heartbeat(self._cursor)
+
+    async def _rotate(self) -> None:
+        if self._clock() - self._rotated_at >= self._timing.rotation_interval:
+            self._rotated_at = self._clock()
+            await rotate(self._connection, self._stored, self._timing.retention, self._database)

@@ -21,7 +21,7 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any
 
@@ -145,7 +145,7 @@ class GraphqlEngine:
             await self._hub.serve(execution.operation(interest, results), since)
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Execution:
     """
     One request on the schema; called with a change, it is the hub's ``Execution``.
@@ -159,11 +159,11 @@ class _Execution:
     asking: OperationRequest
     masking: Masking
     hub: Hub
-    context: OperationRequest = field(init=False)
     prepared: PreparedRequest = field(init=False)
+    _audience: Audience = field(default=Audience.NOBODY, init=False)
+    _context: OperationRequest | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.context = self.asking
         self.prepared = PreparedRequest(
             self.schema, self.document, self.request.operation_name, self.request.variables or {}
         )
@@ -174,6 +174,16 @@ class _Execution:
         if not isinstance(result, ExecutionResult):
             return self._later(event, result)
         return None if event.skipped else self._encode(result, {"cursor": cursor.token})
+
+    @property
+    def context(self) -> OperationRequest:
+        """The request that executions are given copies of."""
+        # Made when it is needed: of those who share, one is executed for all.
+        if self._context is None:
+            keep_user = self._audience is Audience.USER
+            shares = _shares(self._audience, self.asking)
+            self._context = self.asking.shared(keep_user=keep_user) if shares else self.asking
+        return self._context
 
     def state(self, values: Callable[[Any], Iterable[Any]]) -> Iterator[str | Awaitable[str]]:
         """Yield the result for each value of the current state, see ``hub.operations.State``.  Raises RequestError."""
@@ -216,15 +226,11 @@ class _Execution:
     @property
     def subject(self) -> str:
         """Return a digest of the field and its arguments, and not of the selection: what is asked for, not how much."""
-        operation = get_operation_ast(self.document, self.request.operation_name)
-        assert operation is not None, "it has been subscribed to"
-        variables = json.dumps(self.request.variables or {}, sort_keys=True)
-        (first, *_) = operation.selection_set.selections
-        if isinstance(first, FieldNode):
-            asked = [first.name.value, *sorted(map(print_ast, first.arguments))]
-        else:
-            asked = [print_ast(self.document)]  # the field is in a fragment, or in one of that
-        return sha256(json.dumps([asked, variables]).encode()).hexdigest()[:16]
+        return _subject(self.document, self.request.operation_name, self._variables)
+
+    @property
+    def _variables(self) -> str:
+        return json.dumps(self.request.variables or {}, sort_keys=True)
 
     async def ask_again(self) -> Interest:
         """Ask for the subscription's interest with the user as he is now, see ``admission.Asked``."""
@@ -248,8 +254,7 @@ class _Execution:
             operation.cohort.execution = self
 
     def _share(self, audience: Audience) -> None:
-        shares = _shares(audience, self.asking)
-        self.context = self.asking.shared(keep_user=audience is Audience.USER) if shares else self.asking
+        self._audience, self._context = audience, None
 
     def share_key(self, audience: Audience) -> Hashable | None:
         """Return what executions of the audience have in common, whichever socket they are of."""
@@ -257,9 +262,8 @@ class _Execution:
             return None
         # The class as well: an application may have users of several models, each with its own keys.
         who = (self.asking.user.__class__, self.asking.user.pk) if audience is Audience.USER else None
-        variables = json.dumps(self.request.variables or {}, sort_keys=True)
         # The schema as well: several consumers share the hub of their process.
-        return self.schema, audience, who, self.request.query, self.request.operation_name, variables
+        return self.schema, audience, who, self.request.query, self.request.operation_name, self._variables
 
     async def _later(self, event: Event, result: Awaitable[ExecutionResult]) -> str | None:
         awaited = await result
@@ -291,6 +295,19 @@ class _Execution:
             logger.exception("a result cannot be sent as JSON")
             unsent: dict[str, Any] = {"data": None, "errors": [{"message": "the result cannot be sent as JSON"}]}
             return json.dumps(unsent | ({"extensions": extensions} if extensions else {}))
+
+
+# Subscribers of a page ask for the same things; and a document, whose hash is that of an object, is kept by its cache.
+@lru_cache(maxsize=1_000)
+def _subject(document: DocumentNode, operation_name: str | None, variables: str) -> str:
+    operation = get_operation_ast(document, operation_name)
+    assert operation is not None, "it has been subscribed to"
+    (first, *_) = operation.selection_set.selections
+    if isinstance(first, FieldNode):
+        asked = [first.name.value, *sorted(map(print_ast, first.arguments))]
+    else:
+        asked = [print_ast(document)]  # the field is in a fragment, or in one of that
+    return sha256(json.dumps([asked, variables]).encode()).hexdigest()[:16]
 
 
 def _shares(audience: Audience, context: OperationRequest) -> bool:
