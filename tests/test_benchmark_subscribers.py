@@ -127,7 +127,7 @@ def test_routing_measures_one_result_for_each_change_among_operations_that_wait_
 @pytest.mark.postgres("18")
 def test_sockets_are_all_live_when_their_memory_has_been_measured(database: Database) -> None:
     conversations = make_conversations(database, 110)
-    sockets = Sockets(database, conversations, SERVERS["Uvicorn"])
+    sockets = Sockets(database, conversations, SERVERS["Uvicorn"], warm_up=100)
     figures = sockets.ours(f"{SITE}:authenticated", conversations.own("private"), 10)
     assert figures[RATE] > 0
     assert MEMORY in figures

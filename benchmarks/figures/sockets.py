@@ -2,10 +2,10 @@
 What an idle socket costs: memory while it is open, and the time of its opening.
 
 A server process is started for each run, and sockets are opened on it that do not count, so that everything is there
-that is there once, and nothing is left over that was there before.  Then so many more are opened, at most 50 at the same time: KiB are the growth of the server's
-unique set size by one of them, and sockets/s how many there are in a second until the last is ready.  The baseline's is
-ready when it is accepted.  Ours has been acknowledged, has subscribed, and has had a pong behind that; when all are
-there, a change must reach every one.
+that is there once, and nothing is left over that was there before.  Then so many more are opened, at most 50 at a
+time: KiB are the growth of the server's unique set size by one of them, and sockets/s how many there are in a second
+until the last is ready.  The baseline's is ready when it is accepted.  Ours has been acknowledged, has subscribed, and
+has had a pong behind that; when all are there, a change must reach every one.
 
 `shared`: all ask the same, and share an execution.  `private`: each asks for another conversation, and shares with
 nobody.  `with users`: both ours and the baseline are behind Channels' session and authentication middleware and its
@@ -50,6 +50,7 @@ class Sockets:
     database: Database
     conversations: Conversations
     start: Start
+    warm_up: int = WARM_UP
 
     def bare(self, application: str, count: int) -> dict[str, float]:
         """Measure sockets that are accepted and nothing else."""
@@ -70,7 +71,7 @@ class Sockets:
         assert process.port is not None
         watched = psutil.Process(process.process.pid)
         with subscribers() as crowd:
-            crowd.open(process.port, WARM_UP, dialogue)
+            crowd.open(process.port, self.warm_up, dialogue)
             before = watched.memory_full_info().uss
             seconds = crowd.open(process.port, count, dialogue)
             grown = watched.memory_full_info().uss - before
@@ -81,18 +82,19 @@ class Sockets:
 
 @contextmanager
 def world(plan: Plan) -> Iterator[World]:
-    sizes = [size for size in plan.pick((1_000, 4_000), (100,)) if _may_open(size + WARM_UP + SPARE_FILES)]
+    warm_up = plan.pick(WARM_UP, 100)
+    sizes = [size for size in plan.pick((1_000, 4_000), (100,)) if _may_open(size + warm_up + SPARE_FILES)]
     with server(plan) as postgres, database(postgres) as made:
-        conversations = make_conversations(made, max(sizes) + WARM_UP)
+        conversations = make_conversations(made, max(sizes) + warm_up)
         comparisons = [
             comparison
             for name in plan.pick(tuple(SERVERS), ("Daphne",))
             for size in sizes
             for comparison in _compare(
-                name, size, Sockets(made, conversations, SERVERS[name]), with_users=size == 1_000
+                name, size, Sockets(made, conversations, SERVERS[name], warm_up), with_users=size == 1_000
             )
         ]
-        load = f"{WARM_UP} sockets before those that count, {IN_FLIGHT} at the same time, none with compression"
+        load = f"{warm_up:,} sockets before those that count, {IN_FLIGHT} at the same time, none with compression"
         yield World(comparisons, {**conditions(postgres), "load": load})
 
 

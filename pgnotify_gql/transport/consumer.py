@@ -107,6 +107,8 @@ def _limits(init_timeout: float, keepalive: float, operations: int, messages: fl
 class _Hooks:
     """The application's decisions, asked of the consumer; and the context that follows from them."""
 
+    __slots__ = ("_consumer", "_hub", "_leave", "_params", "_presence")
+
     def __init__(self, consumer: GraphqlSubscriptionConsumer, hub: Hub, leave: Leave) -> None:
         self._consumer = consumer
         self._hub = hub

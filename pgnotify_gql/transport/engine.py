@@ -74,6 +74,8 @@ INITIAL: Mapping[str, Any] = {"initial": True}
 class GraphqlEngine:
     """Runs the requests of one socket."""
 
+    __slots__ = ("_context", "_documents", "_hub", "_masking", "_on_operation", "_schema")
+
     def __init__(
         self,
         schema: GraphQLSchema,
