@@ -10,7 +10,7 @@ from channels.layers import BaseChannelLayer
 
 from pgnotify_gql import names
 from pgnotify_gql.capture.kinds import Kind
-from pgnotify_gql.journal.change import JournalRow
+from pgnotify_gql.journal.change import ROWS, JournalRow
 from pgnotify_gql.journal.reader import Batch
 from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.journal.state import Era
@@ -168,7 +168,7 @@ async def test_a_large_batch_is_split_into_numbered_messages() -> None:
 def test_parts_stay_within_the_limit_unless_a_single_row_is_larger(sizes: list[int], parts: list[list[int]]) -> None:
     rows = [row(number, rows="x" * size) for number, size in enumerate(sizes)]
     found = list(split(rows, limit=10))
-    assert [[len(part_row.rows) for part_row in part] for part in found] == parts
+    assert [[len(part_row[ROWS]) for part_row in part] for part in found] == parts
     assert [part_row for part in found for part_row in part] == rows
 
 

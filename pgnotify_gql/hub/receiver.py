@@ -18,6 +18,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, Protocol
 
+from ..journal.change import ROWS
+
 logger = logging.getLogger("pgnotify_gql.hub")
 
 RENEW_INTERVAL = 5.0
@@ -208,6 +210,6 @@ class Receiver:
 
 def _size(message: Message) -> int:
     try:
-        return MESSAGE_SIZE + sum(len(row[3]) for row in message.get("rows", ()))
+        return MESSAGE_SIZE + sum(len(row[ROWS]) for row in message.get("rows", ()))
     except (LookupError, TypeError, AttributeError):
         return MESSAGE_SIZE  # not one of ours; the feed says so

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from ..capture.kinds import Kind
 
@@ -43,9 +43,17 @@ ABSENT = object()
 """Stands for a column that an image does not hold; equal to no value."""
 
 
+Columns: TypeAlias = tuple[int, int, str, str, str, int, str | None]
+"""The columns of a journal row, in the order of ``JournalRow``; what a backlog passes on without looking at it."""
+
+LABEL: Final = 2
+ROWS: Final = 4
+"""Where in them stand the label and the text of the rows."""
+
+
 class JournalRow(NamedTuple):
     """
-    One row of the journal; a tuple, because a backlog makes hundreds of thousands a second.
+    One row of the journal.
 
     `micros` is when its statement was run, in microseconds since 1970.
 

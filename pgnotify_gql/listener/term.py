@@ -228,7 +228,7 @@ class Term:
                 return await self._drain_backlog(batch, batches)
             await self._hand_over(batch)
             self._cursor = batch.after
-            return len(batch.rows)
+            return len(batch.columns)
 
     async def _drain_backlog(self, batch: Batch, batches: AsyncGenerator[Batch, None]) -> int:
         """Hand over each part while the next is read; keep the books while another connection reads or sorts."""
@@ -237,7 +237,7 @@ class Term:
             asked_at = self._clock()
             async with self._reading(batches) as reading:
                 await self._hand_over(batch)
-                found += len(batch.rows)
+                found += len(batch.columns)
                 if self._stopping.is_set():
                     return found
                 # Of the part that is handed over next: it may be there since long, if we were frozen meanwhile.
@@ -263,7 +263,7 @@ class Term:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _hand_over(self, batch: Batch) -> None:
-        if batch.rows:
+        if batch.columns:
             self._note_relayed()
             await self._confirm_session()
             await self._sink.relay(batch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypedDict
 
-from ..journal.change import JournalRow
+from ..journal.change import ROWS, Columns, JournalRow
 from ..journal.snapshot import Snapshot
 from ..journal.state import Era
 
@@ -21,9 +21,6 @@ HEARTBEAT: Literal["pgnotify_gql.heartbeat"] = "pgnotify_gql.heartbeat"
 MESSAGE_BYTES = 500_000
 """Row text in one message; a single larger journal row travels alone. Redis and its clients bear far more, but a
 message is held in memory once for every process."""
-
-WireRow = tuple[int, int, str, str, int, str | None]
-"""id, xid, kind, rows, micros, context: a journal row without its label."""
 
 
 class ChangesMessage(TypedDict):
@@ -43,7 +40,7 @@ class ChangesMessage(TypedDict):
     before: str
     after: str
     labels: Sequence[str]
-    rows: Sequence[WireRow]
+    rows: Sequence[Columns]
 
 
 class HeartbeatMessage(TypedDict):
@@ -69,7 +66,7 @@ def changes_message(
     seq: int,
     before: Snapshot,
     after: Snapshot,
-    rows: Sequence[JournalRow],
+    rows: Sequence[Columns],
     labels: Sequence[str] = (),
 ) -> ChangesMessage:
     """Return the message that carries journal rows of one model."""
@@ -84,7 +81,7 @@ def changes_message(
         "before": str(before),
         "after": str(after),
         "labels": list(labels),
-        "rows": [row[:2] + row[3:] for row in rows],
+        "rows": [*rows],
     }
 
 
@@ -103,24 +100,21 @@ def heartbeat_message(database: str, epoch: int, era: Era, cursor: Snapshot, seq
 
 def journal_rows(message: ChangesMessage) -> list[JournalRow]:
     """Return the journal rows of a message."""
-    return [
-        JournalRow(row_id, xid, message["label"], kind, rows, micros, context)
-        for row_id, xid, kind, rows, micros, context in message["rows"]
-    ]
+    return [JournalRow(*columns) for columns in message["rows"]]
 
 
-def split(rows: Sequence[JournalRow], limit: int = MESSAGE_BYTES) -> Iterator[Sequence[JournalRow]]:
+def split(rows: Sequence[Columns], limit: int = MESSAGE_BYTES) -> Iterator[Sequence[Columns]]:
     """Yield the rows in parts of at most `limit` characters of text; a larger row makes a part of its own."""
-    if rows and sum([len(row.rows) for row in rows]) <= limit:
+    if rows and sum([len(row[ROWS]) for row in rows]) <= limit:
         yield rows
         return
-    part: list[JournalRow] = []
+    part: list[Columns] = []
     size = 0
     for row in rows:
-        if part and size + len(row.rows) > limit:
+        if part and size + len(row[ROWS]) > limit:
             yield part
             part, size = [], 0
         part.append(row)
-        size += len(row.rows)
+        size += len(row[ROWS])
     if part:
         yield part

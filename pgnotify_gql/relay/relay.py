@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .. import names
-from ..journal.change import JournalRow
+from ..journal.change import LABEL, Columns
 from ..journal.reader import Batch
 from ..journal.snapshot import Snapshot
 from ..journal.state import Era
@@ -76,7 +76,7 @@ class Relay:
         A message whose send fails is logged and skipped: hubs notice the missing number and read the journal.
         """
         messages: list[tuple[str, Message]] = []
-        by_label = _by_label(batch.rows)
+        by_label = _by_label(batch.columns)
         labels = list(by_label)
         for label, rows in by_label.items():
             for part in split(rows):
@@ -145,12 +145,12 @@ class Relay:
             self._failed = 0
 
 
-def _by_label(rows: Sequence[JournalRow]) -> Mapping[str, Sequence[JournalRow]]:
-    if len({row.label for row in rows}) == 1:
-        return {rows[0].label: rows}
-    by_label: defaultdict[str, list[JournalRow]] = defaultdict(list)
+def _by_label(rows: Sequence[Columns]) -> Mapping[str, Sequence[Columns]]:
+    if len({row[LABEL] for row in rows}) == 1:
+        return {rows[0][LABEL]: rows}
+    by_label: defaultdict[str, list[Columns]] = defaultdict(list)
     for row in rows:
-        by_label[row.label].append(row)
+        by_label[row[LABEL]].append(row)
     return by_label
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from channels_redis.core import RedisChannelLayer
 
 from pgnotify_gql import names
+from pgnotify_gql.journal.change import ROWS
 from pgnotify_gql.relay.messages import CHANGES
 from tests.support.feed import CONVERSATION, MESSAGE, Notebook
 from tests.support.processes import RedisServer
@@ -22,7 +23,7 @@ class Received(Notebook):
 
     @property
     def texts(self) -> str:
-        return " ".join(row[3] for message in self.messages if message["type"] == CHANGES for row in message["rows"])
+        return " ".join(row[ROWS] for message in self.messages if message["type"] == CHANGES for row in message["rows"])
 
     def labels(self, database: str) -> set[str]:
         """The models of which a database has sent changes."""
