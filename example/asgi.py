@@ -20,11 +20,13 @@ django_application = get_asgi_application()
 
 # Models can be imported only now.
 from example.schema import schema  # noqa: E402
+from pgnotify_gql.monitor import MonitorConsumer  # noqa: E402
 from pgnotify_gql.transport import GraphqlSseConsumer, GraphqlSubscriptionConsumer  # noqa: E402
 
 # URLRouter takes ASGI applications, which is more than path() is typed for.
 consumer: Any = GraphqlSubscriptionConsumer.as_asgi(schema=schema)
-sockets = URLRouter([path("graphql/", consumer)])
+monitor: Any = MonitorConsumer.as_asgi()
+sockets = URLRouter([path("graphql/", consumer), path("monitor/feed/", monitor)])
 streams: Any = AuthMiddlewareStack(GraphqlSseConsumer.as_asgi(schema=schema))
 pages: Any = ASGIStaticFilesHandler(django_application)
 

@@ -201,6 +201,7 @@ def say_welcome(host: str, port: int) -> None:
     say()
     say("Conversations", f"{site}/")
     say("GraphiQL", f"{site}/graphiql/")
+    say("Monitor", f"{site}/monitor/ (as alice)")
     say("Log in as", "alice (password alice) or bob (password bob); use two browsers for both")
     say()
     say("Raw SQL", settings.DEMO_PSQL)

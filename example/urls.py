@@ -3,7 +3,7 @@
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LogoutView
 from django.templatetags.static import static
-from django.urls import path
+from django.urls import include, path
 from django.views.generic import RedirectView
 from graphene_django.views import GraphQLView
 from graphene_django_graphiql_static.views import GraphiQLOfflineView  # type: ignore[import-untyped]
@@ -16,6 +16,7 @@ urlpatterns = [
     path("login/", SampleLoginView.as_view(), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
     path("readyz/", readiness, name="readiness"),
+    path("monitor/", include("pgnotify_gql.monitor.urls")),
     path("graphql/", GraphQLView.as_view(), name="graphql"),
     # Behind the login: an anonymous subscriber is sent nothing, and GraphiQL would not tell why.
     path("graphiql/", login_required(GraphiQLOfflineView.as_view(graphiql=True)), name="graphiql"),

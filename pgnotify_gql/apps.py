@@ -14,6 +14,8 @@ class PgnotifyGqlConfig(AppConfig):
     def ready(self) -> None:
         from . import checks  # noqa: F401  (registers them)
         from .management.after_migrate import install_after_migrate
+        from .recent_errors import install as remember_errors
 
+        remember_errors()
         # Sent for each application: for this one, it comes once.
         post_migrate.connect(install_after_migrate, sender=self)

@@ -73,6 +73,9 @@ class Settings:
     SLOW_CLIENT_TIMEOUT: float = 60.0
     """How long a client may leave what waits for it unread before its socket is closed; it may come back."""
 
+    TRACE_SECONDS: float = 600.0
+    """How long a server process remembers what became of changes, for ``explain_change``."""
+
     DRAIN_WINDOW: float = 5.0
     """Over how long the sockets of a server process are closed when it is stopped with SIGTERM."""
 
@@ -117,6 +120,13 @@ class Settings:
 
     KEEPALIVE: float = 20.0
     """How often a silent socket is sent a ping (graphql-transport-ws) or a ka (graphql-ws)."""
+
+    LISTENER_HTTP: str = ""
+    """Where ``run_listener`` serves /healthz, /readyz and /metrics: HOST:PORT, or PORT for this machine alone; empty:
+    nowhere. ``--http`` wins."""
+
+    METRICS_TOKEN: str = ""
+    """What whoever reads the metrics sends as a bearer token; empty: nothing is asked for."""
 
 
 def read(values: Mapping[str, Any]) -> Settings:

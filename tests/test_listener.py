@@ -67,6 +67,7 @@ async def test_writers_ring_one_by_one_until_bells_follow_each_other_and_are_sil
         bells = Bells(database_triggers)
         await recorder.until(lambda: len(recorder.heartbeats) >= 2)
         monkeypatch.setattr(term_module, "LINGER", 3600.0)
+        monkeypatch.setattr(term_module, "TOGETHER", 3600.0)
         room.say("rings")
         await recorder.has("rings")
         assert lock_holders(database_triggers, names.AWAKE_LOCK) == []

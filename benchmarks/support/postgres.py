@@ -19,6 +19,7 @@ from tests.support.watched import Connection, install, make_model
 SETTINGS: Mapping[str, str | int] = {
     # Commits wait for the disk, as in production. NOTIFY holds its lock meanwhile.
     "fsync": "on",
+    "full_page_writes": "on",
     "synchronous_commit": "on",
     "wal_level": "replica",
     "shared_buffers": "512MB",
@@ -30,7 +31,7 @@ SETTINGS: Mapping[str, str | int] = {
     "max_prepared_transactions": 0,
 }
 
-SHOWN = (*SETTINGS, "full_page_writes", "wal_sync_method", "max_connections", "work_mem", "jit")
+SHOWN = (*SETTINGS, "wal_sync_method", "max_connections", "work_mem", "jit")
 
 ROWS = 100_000
 """Rows of a table of single-row updates: so many that 64 clients rarely meet on one."""

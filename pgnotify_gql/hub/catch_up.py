@@ -221,6 +221,8 @@ class _CatchUp:
     def _resync(self, reason: str) -> None:
         cursor, anew = self._hub.standing(self._operation.interest), self._operation.state is not None
         self._hub.executor.submit(self._cohort, Resync(cursor, reason, anew))
+        for model in self._models[:1]:
+            self._hub.count_resyncs(model, 1)
 
     def _cursor(self) -> Cursor:
         return Cursor(dict(self._positions), self._journals, self._operation.interest.subject)

@@ -18,12 +18,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
 from django.db import connections
 
+from .. import metrics
+from ..tracing import EXECUTE, tracing
 from .lanes import Lanes
 from .operations import Batch, Cohort, Due, Marker, Taken
+from .trace import Trace
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -80,6 +84,7 @@ class Hop:
     outcomes: list[list[Outcome]] = field(default_factory=list)
     computed: float = 0.0
     taken: float = 0.0
+    executions: int = 0
     overdue: asyncio.TimerHandle | None = None
 
 
@@ -108,6 +113,9 @@ class Executor:
         self._awaited: set[asyncio.Task[None]] = set()
         self._closed = False
         self._used = threading.local()
+        metrics.show(metrics.PENDING_CHANGES, self, Executor._count_pending)
+        self.trace: Trace | None = None
+        """Where it is noted what became of changes, if anywhere."""
 
     def submit(self, cohort: Cohort, due: Due | Marker) -> None:
         """Queue what is due in a cohort."""
@@ -118,6 +126,11 @@ class Executor:
             self._schedule(cohort)
         if self._pending >= self._most_pending:
             self._room.clear()
+
+    @property
+    def pending(self) -> int:
+        """Return how many changes wait for execution, or are executed, counted for each cohort."""
+        return self._pending
 
     async def room(self) -> None:
         """Wait until not too much is pending."""
@@ -192,7 +205,9 @@ class Executor:
 
     def _run(self, hop: Hop, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            self._execute(hop)
+            with tracing.span(EXECUTE, cohorts=len(hop.work)) as span:
+                self._execute(hop)
+                span.set_attribute("executions", hop.executions)
         except Exception:
             logger.exception("a worker thread failed")
             hop.outcomes = []
@@ -215,8 +230,10 @@ class Executor:
             _close_coroutines(hop)
             return
         self._lanes.note(hop.computed, hop.taken)
+        metrics.EXECUTIONS.inc(hop.executions)
+        metrics.HOP_SECONDS.observe(hop.taken)
         # Whatever is neither: inspect.isawaitable() asks for more than one thing, of every result.
-        if all(type(outcome) is str or outcome is None for outcomes in hop.outcomes for outcome in outcomes):
+        if all(outcome is None or isinstance(outcome, str) for outcomes in hop.outcomes for outcome in outcomes):
             self._finish(hop, hop.outcomes)  # type: ignore[arg-type]  # none of them is awaitable
             return
         task = asyncio.create_task(self._await(hop), name="pgnotify_gql hop")
@@ -233,11 +250,14 @@ class Executor:
 
     def _finish(self, hop: Hop, settled: list[list[str | None]]) -> None:
         self._pending -= sum(len(taken.dues) for _, taken in hop.work)
+        at, sent = time.time(), 0
         for (cohort, taken), results in zip(hop.work, settled, strict=False):
             left = taken.dues[len(results) :]
             cohort.put_back(left)
             self._pending += len(left)
-            _deliver(cohort, taken, results)
+            sent += _deliver(cohort, taken, results, self.trace, at)
+        if sent:
+            _count_sent(hop, sent)
         for cohort, _ in hop.work:
             cohort.scheduled = False
             if cohort.pending:
@@ -266,10 +286,13 @@ class Executor:
                 results.append(_executed(cohort, due, batch))
                 now = time.monotonic()
             cohort.asks_together = batch.has_kept
-        executions = sum(map(len, hop.outcomes))
-        if executions:
-            self._pace = (self._pace + (now - begun) / executions) / 2
+        hop.executions = sum(map(len, hop.outcomes))
+        if hop.executions:
+            self._pace = (self._pace + (now - begun) / hop.executions) / 2
         hop.computed, hop.taken = time.thread_time() - computed, now - begun
+
+    def _count_pending(self) -> float:
+        return 0.0 if self._closed else self._pending
 
     def _look_after_connections(self) -> None:
         now = time.monotonic()
@@ -294,11 +317,25 @@ def _executed(cohort: Cohort, due: Due | Marker, batch: Batch) -> Outcome:
         return None
 
 
-def _deliver(cohort: Cohort, taken: Taken, results: Sequence[str | None]) -> None:
+def _deliver(cohort: Cohort, taken: Taken, results: Sequence[str | None], trace: Trace | None, at: float) -> int:
+    """Return how many results that were."""
+    sent = 0
     try:
-        cohort.deliver(taken, results)
+        sent = cohort.deliver(taken, results)
+        if trace is not None:
+            trace.delivered(at, cohort, taken, results)
     except Exception:
         logger.exception("results could not be delivered")
+    return sent
+
+
+def _count_sent(hop: Hop, sent: int) -> None:
+    metrics.RESULTS.inc(sent)
+    cohort, taken = hop.work[0]
+    first = next(iter(taken.dues), None)
+    # What is replayed to somebody who was away is as old as it is, and says nothing of how fast this process is.
+    if isinstance(first, Due) and not cohort.replays:
+        metrics.DELIVERY_DELAY.observe(max(0.0, (datetime.now(UTC) - first.change.at).total_seconds()))
 
 
 async def _all_settled(outcomes: list[list[Outcome]]) -> list[list[str | None]]:

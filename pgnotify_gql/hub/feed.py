@@ -18,14 +18,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, nullcontext
 from typing import Any, Protocol
 
 import psycopg
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from .. import names
+from .. import metrics, names
 from ..errors import CursorTooOldError
 from ..journal.change import JournalRow
 from ..journal.position import Position
@@ -36,6 +36,7 @@ from .cursor import Journal
 from .intake import Intake
 from .reader import RETRY_FIRST, RETRY_MAX, HubReader, Replayers
 from .receiver import Layer, Receiver
+from .roll_call import ASK
 from .stretch import Stretch
 from .visitors import DISCONNECT
 
@@ -54,7 +55,8 @@ heartbeat comes every 5, by default."""
 
 class Dispatcher(Protocol):
     """
-    Where rows go, in order and each once; `resync` tells that some of a model are lost, `dismiss` who must leave.
+    Where rows go, in order and each once; `resync` tells that some of a model are lost, `dismiss` who must leave,
+    `asked` what somebody wants to know.
 
     Where a model is depended on, its changes decide about those of other models; `foresee` tells of rows that are not
     dispatched yet, or (None) that there are some of which nothing is known.
@@ -69,6 +71,8 @@ class Dispatcher(Protocol):
     def foresee(self, label: str, rows: Iterable[JournalRow] | None) -> None: ...
 
     def dismiss(self, user: str) -> None: ...
+
+    def asked(self, database: str, message: Mapping[str, Any]) -> None: ...
 
 
 class Feed:
@@ -94,6 +98,8 @@ class Feed:
         self.journal = Journal("")
         self._epoch = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._received_rows = metrics.ByModel(metrics.RECEIVED_ROWS, self.database)
+        self._healed_gaps = metrics.ByModel(metrics.HEALED_GAPS, self.database)
 
     async def start(self) -> None:
         """Begin to receive; a layer that is away is waited for meanwhile."""
@@ -186,6 +192,21 @@ class Feed:
         """Return whether somebody waits for a connection to replay something."""
         return self._replayers.wanted
 
+    @property
+    def epoch(self) -> int:
+        """Return that of the last leader that was heard of."""
+        return self._epoch
+
+    @property
+    def labels(self) -> list[str]:
+        """Return the models that are taken."""
+        return list(self._intakes)
+
+    @property
+    def silent_for(self) -> float:
+        """Return for how many seconds nothing of the database has come through the channel layer."""
+        return max(0.0, _now() - self._receiver.heard_at)
+
     async def _join_model(self, label: str) -> None:
         if label in self._intakes:
             return
@@ -234,6 +255,9 @@ class Feed:
         if message["type"] == DISCONNECT:
             self._dispatcher.dismiss(message["user"])
             return
+        if message["type"] == ASK:
+            self._dispatcher.asked(self.database, message)
+            return
         if message["database"] != self.database:
             self._refuse(message)
             return
@@ -269,8 +293,12 @@ class Feed:
                 # Came between joining the group and having the cursor: remembered, and then read from the journal.
                 self._early[message["label"]] = message["epoch"], message["seq"]
             return
+        self._received_rows[intake.label].inc(len(message["rows"]))
         if not intake.follows(message):
+            counts = intake.counts
             await self._heal(intake, message["epoch"], message["seq"])
+            if counts:
+                self._healed_gaps[intake.label].inc()
         await self._foresee(intake, message["labels"], Position(Snapshot.parse(message["after"])))
         await self._dispatcher.dispatch(self.database, intake.take(message))
 
@@ -300,6 +328,7 @@ class Feed:
         for intake in list(self._intakes.values()):
             if not intake.agrees(heartbeat):
                 await self._heal(intake, heartbeat["epoch"], heartbeat["seqs"].get(intake.label, 0))
+                self._healed_gaps[intake.label].inc()
             intake.note(heartbeat)
 
     async def _meet(self, epoch: int, journal: Journal) -> None:

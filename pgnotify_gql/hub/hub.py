@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from typing import Any
 
+from .. import metrics
 from ..capture.registry import registry
 from ..journal.change import JournalRow
 from ..journal.position import Position
@@ -28,8 +32,10 @@ from .initial import send_state
 from .operations import AHEAD, Cohort, Due, Interest, Operation, Resync, cohort_key
 from .reader import HubReader
 from .receiver import Layer
+from .roll_call import RollCall
 from .stretch import Stretch
 from .topics import Topic, TopicIndex
+from .trace import Trace
 from .visitors import Visitors
 
 logger = logging.getLogger("pgnotify_gql.hub")
@@ -45,12 +51,25 @@ ANEW = 0.5
 
 
 class Hub:
-    """Feeds the operations of one process; used on one event loop only."""
+    """
+    Feeds the operations of one process; used on one event loop only.
+
+    `sockets` returns how many hold it open, as far as whoever has made it knows.
+    """
 
     def __init__(
-        self, layer: Layer, readers: Iterable[HubReader], executor: Executor, *, silence: float = SILENCE
+        self,
+        layer: Layer,
+        readers: Iterable[HubReader],
+        executor: Executor,
+        *,
+        silence: float = SILENCE,
+        trace: Trace | None = None,
+        sockets: Callable[[], int] = lambda: 0,
     ) -> None:
         self.executor = executor
+        self.trace = executor.trace = trace or Trace()
+        self.sockets = sockets
         self._feeds = {reader.database: Feed(layer, reader, self, silence=silence) for reader in readers}
         self._index: TopicIndex[Cohort] = TopicIndex()
         self._cohorts: dict[Hashable, Cohort] = {}
@@ -58,6 +77,12 @@ class Hub:
         self.visitors = Visitors()
         self.questions = asyncio.Semaphore(QUESTIONS)
         """Held while it is asked anew whether somebody may go on: many at once would keep all executions waiting."""
+        self.operations: dict[Operation, None] = {}
+        """Those that have joined and not left, the oldest first."""
+        metrics.show(metrics.OPERATIONS, self, lambda hub: len(hub.operations))
+        self._resyncs = {database: metrics.ByModel(metrics.RESYNCS, database) for database in self._feeds}
+        self._numbers = count(1)
+        self._roll_call = RollCall(layer, self)
         # Of models that are being dispatched: where whoever has been sent the last change stands.
         self._dispatching: dict[Model, Position] = {}
 
@@ -72,6 +97,7 @@ class Hub:
 
     async def close(self) -> None:
         """Leave every group, end the tasks, the connections and the worker threads."""
+        await self._roll_call.close()
         for feed in self._feeds.values():
             await feed.close()
         await self.executor.close()
@@ -133,20 +159,24 @@ class Hub:
     async def join(self, operation: Operation, since: Cursor | None = None, *, carried: bool = False) -> None:
         """Feed an operation, see `serve`, until it falls behind."""
         joined: list[Model] = []
+        operation.number, operation.since = next(self._numbers), time.time()
+        self.operations[operation] = None
         try:
             for database, label in operation.interest.models:
                 await self._feeds[database].join(label)
                 joined.append((database, label))
             operation.cursor = since if since is None or not carried else self._carried(since, operation.interest)
             await self._begin(operation)
+            # What was dispatched before was not for it, but for what it was given by itself.
+            operation.since = time.time()
         except BaseException:
-            self.detach(operation)
+            self._forget(operation)
             await asyncio.shield(self._leave(joined))
             raise
 
     async def leave(self, operation: Operation) -> None:
         """Feed an operation no longer; it is given nothing from here on, whatever is under way."""
-        self.detach(operation)
+        self._forget(operation)
         await self._leave(operation.interest.models)
 
     def go_live(self, operation: Operation) -> None:
@@ -185,8 +215,11 @@ class Hub:
                 self._index.remove(topic, cohort)
 
     def cohort_of(self, operation: Operation, cursor: Cursor | None = None) -> Cohort:
-        """Return a cohort of the operation's kind, without members."""
-        return Cohort(operation.interest, operation.execution, cursor or self.standing(operation.interest))
+        """Return a cohort of the operation's kind, without members; with a cursor, one in which it catches up."""
+        alone = operation if cursor is not None or operation.share is None else None
+        standing = cursor or self.standing(operation.interest)
+        replays = cursor is not None
+        return Cohort(operation.interest, operation.execution, standing, alone=alone, replays=replays)
 
     def standing(self, interest: Interest) -> Cursor:
         """Return where one stands who has been given all that was dispatched so far."""
@@ -198,6 +231,11 @@ class Hub:
     def journals(self, interest: Interest) -> dict[str, Journal]:
         """Return the journals of an interest's models, by database."""
         return {database: self._feeds[database].journal for database, _ in interest.models}
+
+    @property
+    def feeds(self) -> Iterable[Feed]:
+        """Return those of all databases."""
+        return self._feeds.values()
 
     def feed(self, database: str) -> Feed:
         """Return the feed of a database."""
@@ -218,6 +256,7 @@ class Hub:
             return
         try:
             for row in stretch.rows:
+                self.trace.dispatched(row)
                 try:
                     for change in row.changes(source):
                         cohorts, dependents = self._index.find(change), self._dependents.find(change)
@@ -246,12 +285,21 @@ class Hub:
 
     def resync(self, database: str, label: str, reason: str) -> None:
         """Tell every operation on a model that changes are lost, behind the results of those before."""
+        self.trace.lost(label, reason)
+        told = 0
         for cohort in self._index.waiting_for(label):
+            told += len(cohort.members)
             # Members ask the same, and so have a state all or none of them.
             anew = any(operation.state is not None for operation in cohort.members)
             self.executor.submit(cohort, Resync(self.standing(cohort.interest), reason, anew))
+        self.count_resyncs((database, label), told)
         for changed in self._dependents.waiting_for(label):
             changed()
+
+    def count_resyncs(self, model: Model, told: int) -> None:
+        """Count operations that are told that changes of a model are lost."""
+        database, label = model
+        self._resyncs[database][label].inc(told)
 
     def is_depended_on(self, label: str) -> bool:
         """Return whether somebody depends on a model's changes."""
@@ -276,6 +324,11 @@ class Hub:
         """Let a user leave, in whose name somebody may be connected."""
         self.visitors.dismiss(user)
 
+    def asked(self, database: str, message: Mapping[str, Any]) -> None:
+        """Let a question be answered, which the feed of each database is asked."""
+        if database == next(iter(self._feeds)):
+            self._roll_call.answer(message)
+
     def _carried(self, cursor: Cursor, interest: Interest) -> Cursor:
         """Return a cursor in the models of an interest, and in those that it does not know where the feeds stand."""
         here = self.standing(interest)
@@ -291,6 +344,12 @@ class Hub:
             if question not in standing:
                 standing[question] = self.standing(cohort.interest)
             cohort.cursor = standing[question]
+
+    def _forget(self, operation: Operation) -> None:
+        self.detach(operation)
+        if operation in self.operations:
+            del self.operations[operation]
+            self.trace.left(operation)
 
     async def _begin(self, operation: Operation) -> None:
         if operation.cursor is None and operation.state is not None:

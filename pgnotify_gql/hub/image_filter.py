@@ -19,6 +19,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.constants import LOOKUP_SEP
 
+from ..capture.registry import registry
 from ..capture.watch import Watch
 from ..errors import TopicError, TopicValueError
 from ..journal.change import Change
@@ -101,6 +102,27 @@ class ImageFilter:
             return any(self._test(row) for row in rows_of(change))
         except KeyError:
             return True
+
+    def mismatch(self, change: Change) -> str | None:
+        """
+        Return which part of it does not hold for a change, or None where the change concerns it.
+
+        It names columns and the values that are waited for, and tells nothing of the row.
+        """
+        if self.concerns(change):
+            return None
+        # Parts that can be told apart are those of a conjunction; each of them may hold, but for another image.
+        watch = registry.get(change.model_label)
+        parts = [] if watch is None else _conjuncts(watch, self.condition)
+        failed = next((part for part in parts if not part.concerns(change)), self)
+        return f"filter={failed.condition} does not hold, neither before nor after"
+
+
+def _conjuncts(watch: Watch, condition: Q) -> list[ImageFilter]:
+    """Return filters of which all must hold for a condition to hold; itself where it is not made of such."""
+    if condition.negated or condition.connector != Q.AND or len(condition.children) < 2:
+        return [ImageFilter(watch, condition)]
+    return [ImageFilter(watch, child if isinstance(child, Q) else Q(child)) for child in condition.children]
 
 
 def rows_of(change: Change) -> Sequence[Row]:

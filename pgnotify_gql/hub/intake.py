@@ -57,6 +57,11 @@ class Intake:
         self._epoch, self._seq, self._era = epoch, None, era.id
         return goes_back
 
+    @property
+    def counts(self) -> bool:
+        """Return whether it has met a number of this epoch: what does not follow it then is known to be lost."""
+        return self._seq is not None
+
     def follows(self, message: ChangesMessage) -> bool:
         """Return whether nothing is missing between what was taken and this message."""
         return message["epoch"] == self._epoch and self._seq is not None and message["seq"] <= self._seq + 1

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
 from itertools import count
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
+from .. import metrics
 from ..journal.change import Change
 from .cursor import Cursor
 from .gate import Gate
@@ -122,6 +123,32 @@ class Current:
     value: Any
 
 
+class Description(NamedTuple):
+    """Whose operation it is (empty: nobody is logged in), by which field, and what the client calls it."""
+
+    user: str
+    field: str
+    name: str | None
+
+
+@runtime_checkable
+class Describable(Protocol):
+    """What may tell about an operation, asked only when somebody wants to know."""
+
+    def description(self) -> Description: ...
+
+
+class FailedResult(str):
+    """The JSON of a result that has errors; `code` is that of the first of them that has one."""
+
+    __slots__ = ("code",)
+    code: str
+
+
+Mark = tuple[str, int, int, int]
+"""What tells one change from all others: label, transaction, id of the journal row, and place in it."""
+
+
 class Execution(Protocol):
     """
     Turns a change into the JSON of an execution result that tells the cursor behind it, or None for nothing to send.
@@ -144,6 +171,12 @@ class Due:
         """Return what is to be sent."""
         return execution(self.change, self.cursor, batch)
 
+    @property
+    def mark(self) -> Mark:
+        """Return which change it is."""
+        change = self.change
+        return change.model_label, change.xid, change.journal_id, change.index
+
     def __str__(self) -> str:
         return f"{self.change.kind} of {self.change.model_label}"
 
@@ -160,6 +193,7 @@ class Marker(ABC):
     """Stands among the changes of a cohort, and tells its members something."""
 
     cursor: Cursor
+    mark: ClassVar[None] = None
 
     @property
     @abstractmethod
@@ -218,14 +252,15 @@ AHEAD = 100
 """Changes that are executed for an operation that catches up before it is seen whether there is room for more."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Operation:
     """
     One subscription of one socket.
 
     `share` tells who may be in the same cohort (None: nobody).  With a `state`, that is sent first, and again after a
     resync.  `behind` is opened when it is fed no more, because its outlet had no room for a result: `cursor` then says
-    where to go on (None: from the beginning, which is the state).
+    where to go on (None: from the beginning, which is the state).  A hub counts its operations: this is `number`, fed
+    `since` then, in seconds since 1970.
     """
 
     interest: Interest
@@ -238,6 +273,13 @@ class Operation:
     cohort: Cohort | None = field(default=None, init=False)
     joined_at: int = field(default=0, init=False)
     ahead: int = field(default=AHEAD, init=False)
+    number: int = field(default=0, init=False)
+    since: float = field(default=0.0, init=False)
+
+    @property
+    def description(self) -> Description:
+        """Return whose it is, and what it asks for."""
+        return self.execution.description() if isinstance(self.execution, Describable) else Description("", "", None)
 
     def fall_behind(self, cursor: Cursor | None) -> None:
         """Stand still at a cursor, or at the beginning."""
@@ -245,7 +287,7 @@ class Operation:
         self.behind.open()
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Cohort:
     """
     Operations that share executions.
@@ -254,6 +296,7 @@ class Cohort:
     been executed and sent; `cursor` is that of whoever has been sent all before it; `settled` is open while there is
     nothing pending, and nothing under way; `asks_together` tells whether executions of the last batch had something in
     common that was asked once.
+    `alone` is set for one that has, and will have, no other member; one that `replays` is of who catches up.
     """
 
     interest: Interest
@@ -266,6 +309,8 @@ class Cohort:
     scheduled: bool = False
     asks_together: bool = False
     settled: Gate = field(default_factory=partial(Gate, is_open=True))
+    alone: Operation | None = None
+    replays: bool = False
 
     def add(self, operation: Operation) -> None:
         """Let an operation share what is executed for changes from now on."""
@@ -289,18 +334,25 @@ class Cohort:
         """Put back the last of what was taken, and not executed, to where it was."""
         self.pending[:0] = dues
 
-    def deliver(self, taken: Taken, results: Sequence[str | None]) -> None:
-        """Send the first of what was taken, whose results are given, to every member that had joined before."""
+    def deliver(self, taken: Taken, results: Sequence[str | None]) -> int:
+        """
+        Send the first of what was taken, whose results are given, to every member that had joined before.
+
+        Return how many results that were, of all members together.
+        """
         # Behind a resync with which the state begins anew, nothing is sent to those who were told.
         ends = [
             place for place, due in enumerate(taken.dues[: len(results)], 1) if isinstance(due, Resync) and due.anew
         ]
-        begin = 0
+        begin = sent = 0
         for end in [*ends, len(results)]:
-            self._deliver(Taken(taken.first + begin, taken.dues[begin:end]), results[begin:end], anew=end in ends)
+            part = Taken(taken.first + begin, taken.dues[begin:end])
+            sent += self._deliver(part, results[begin:end], anew=end in ends)
             begin = end
+        return sent
 
-    def _deliver(self, taken: Taken, results: Sequence[str | None], *, anew: bool) -> None:
+    def _deliver(self, taken: Taken, results: Sequence[str | None], *, anew: bool) -> int:
+        offered = overflows = 0
         numbers, payloads, stands = list[int](), list[str](), [self.cursor]
         for number, due, payload in zip(count(taken.first), taken.dues, results, strict=False):
             if payload is None:
@@ -313,13 +365,19 @@ class Cohort:
             made = Payloads(*payloads)
             for operation in list(self.members):
                 missed = 0 if operation.joined_at < numbers[0] else bisect_right(numbers, operation.joined_at)
-                sent = missed + operation.outlet.offer(made.after(missed))
+                fitted = operation.outlet.offer(made.after(missed))
+                offered += fitted
+                sent = missed + fitted
                 if sent < len(made):
+                    overflows += 1
                     self._let_go(operation, stands[sent])
                 elif anew and missed < len(made):
                     self._let_go(operation, None)
         self.cursor = stands[-1]
         self.delivered = taken.first + len(results) - 1
+        if overflows:
+            metrics.OVERFLOWS.inc(overflows)
+        return offered
 
     def _let_go(self, operation: Operation, cursor: Cursor | None) -> None:
         del self.members[operation]

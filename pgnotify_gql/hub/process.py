@@ -24,6 +24,7 @@ from .executor import Executor
 from .hub import Hub
 from .reader import HubReader
 from .receiver import Layer
+from .trace import Trace
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -99,7 +100,14 @@ async def _start(process: _Process, settings: Settings) -> None:
             "the channel layer is in-memory and no listener runs in this process, so nothing comes through it: "
             "set INLINE_LISTENER in PGNOTIFY_GQL, or use channels_redis and run_listener"
         )
-    hub = Hub(layer, readers, Executor(settings.WORKERS), silence=silence)
+    hub = Hub(
+        layer,
+        readers,
+        Executor(settings.WORKERS),
+        silence=silence,
+        trace=Trace(settings.TRACE_SECONDS),
+        sockets=lambda: process.sockets,
+    )
     await hub.start()
     process.hub = hub
     if settings.INLINE_LISTENER:

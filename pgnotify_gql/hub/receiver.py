@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any, Protocol
 
+from .. import metrics
 from ..journal.change import ROWS
 
 logger = logging.getLogger("pgnotify_gql.hub")
@@ -77,6 +79,10 @@ class Receiver:
         """When something of the database came last, by the clock of the event loop; or when receiving began."""
         self.renew_interval = min(RENEW_INTERVAL, getattr(layer, "group_expiry", RENEW_INTERVAL) / RENEWALS)
         """Seconds after which `join_again` is to be called."""
+        self._received = metrics.RECEIVED_MESSAGES.labels(database)
+        self._dropped = metrics.DROPPED_MESSAGES.labels(database)
+        metrics.show(metrics.WAITING_MESSAGES.labels(database), self, Receiver._count_waiting)
+        metrics.show(metrics.SILENCE.labels(database), self, Receiver._silent_for)
 
     def start(self) -> None:
         """Begin to receive."""
@@ -161,6 +167,7 @@ class Receiver:
         return await self._layer.receive(self._channel)
 
     def _keep(self, message: Message) -> None:
+        self._received.inc()
         size = _size(message)
         if message.get("database") == self._database:
             self.heard_at = asyncio.get_running_loop().time()
@@ -185,6 +192,7 @@ class Receiver:
         return True
 
     def _note_dropped(self) -> None:
+        self._dropped.inc()
         if not self._dropping:
             logger.info(
                 "changes of database %s come faster than they are handled; the journal is read for them later",
@@ -206,6 +214,13 @@ class Receiver:
         if self._failing:
             logger.info("the channel layer brings changes of database %s again", self._database)
         self._failing = False
+
+    def _count_waiting(self) -> float:
+        return len(self._waiting) if self._task is not None else 0.0
+
+    def _silent_for(self) -> float:
+        # Asked in any thread, in which there is no event loop; its time is that of the monotonic clock.
+        return max(0.0, time.monotonic() - self.heard_at) if self._task is not None else 0.0
 
 
 def _size(message: Message) -> int:

@@ -9,7 +9,7 @@ grows with the matches and not with the number of subscribers; filters are evalu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
@@ -27,7 +27,7 @@ from ..conf import get_settings
 from ..errors import TopicError, TopicValueError
 from ..journal.change import Change
 from .condition import condition_value
-from .image_filter import ImageFilter, Row
+from .image_filter import ImageFilter, Row, rows_of
 
 MOST_ALTERNATIVES = 1_000
 """Values, or combinations of values, that one topic may have: the index holds an entry for each."""
@@ -87,10 +87,7 @@ class Topic:
         return hash(self._identity)
 
     def __repr__(self) -> str:
-        conditions = []
-        for place, column in enumerate(self.columns):
-            values = sorted({values[place] for values in self.alternatives}, key=repr)
-            conditions.append(f"{column}={values[0]!r}" if len(values) == 1 else f"{column}__in={values!r}")
+        conditions = [self._condition(place) for place in range(len(self.columns))]
         if self.filter is not None:
             conditions.append(f"filter={self.filter.condition}")
         return f"Topic({', '.join([self.label, *conditions])})"
@@ -103,6 +100,31 @@ class Topic:
         except TypeError:
             return False  # a JSON column may hold what cannot be looked up
         return wanted and (self.filter is None or self.filter.matches(row))
+
+    def mismatch(self, change: Change) -> str | None:
+        """
+        Return which condition a change of the model does not fulfil, or None where it fulfils all.
+
+        It names columns and the values that are waited for, and tells nothing of the row.
+        """
+        if change.kind is Kind.TRUNCATE:
+            return None
+        rows = rows_of(change)
+        try:
+            images = [tuple(row[column] for column in self.columns) for row in rows]
+        except KeyError:
+            images = list(self.alternatives)  # as for the index: journaled by an older trigger
+        if not any(_is_among(values, self.alternatives) for values in images):
+            for place in range(len(self.columns)):
+                wanted = {values[place] for values in self.alternatives}
+                if not any(_is_among(values[place], wanted) for values in images):
+                    return f"{self._condition(place)} does not hold, neither before nor after"
+            return f"{', '.join(self.columns)} do not fulfil their conditions together, neither before nor after"
+        return None if self.filter is None else self.filter.mismatch(change)
+
+    def _condition(self, place: int) -> str:
+        column, values = self.columns[place], sorted({values[place] for values in self.alternatives}, key=repr)
+        return f"{column}={values[0]!r}" if len(values) == 1 else f"{column}__in={values!r}"
 
     @property
     def _identity(self) -> tuple[Hashable, ...]:
@@ -196,6 +218,13 @@ class TopicIndex(Generic[T]):
                     if concerned[condition]:
                         found.update(filtered)
         return list(found)
+
+
+def _is_among(value: Any, wanted: Collection[Any]) -> bool:
+    try:
+        return value in wanted
+    except TypeError:
+        return False  # a JSON column may hold what cannot be looked up
 
 
 def _conditioned(watch: Watch, conditions: Mapping[str, Any]) -> dict[str, set[Hashable]]:

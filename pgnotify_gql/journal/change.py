@@ -48,7 +48,8 @@ Columns: TypeAlias = tuple[int, int, str, str, str, int, str | None]
 
 LABEL: Final = 2
 ROWS: Final = 4
-"""Where in them stand the label and the text of the rows."""
+MICROS: Final = 5
+"""Where in them stand the label, the text of the rows, and the time."""
 
 
 class JournalRow(NamedTuple):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -26,6 +27,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from .. import metrics
 from ..errors import JournalMissingError, one_line
 from ..journal.reader import Connection, require_journal
 from ..journal.snapshot import Snapshot
@@ -34,6 +36,7 @@ from .deadline import answered_within
 from .doorbell import LOOPBACK_TIMEOUT, Doorbell, PolledDoorbell
 from .leadership import STANDBY_INTERVAL, Guard, end_left_over, try_to_lead
 from .session import CONNECT_TIMEOUT, is_direct
+from .stage import Stage, State
 from .term import Sink, Term, Timing
 
 logger = logging.getLogger("pgnotify_gql.listener")
@@ -78,12 +81,23 @@ class Listener:
         self._stopping = asyncio.Event()
         self._settled = False
         self._told: tuple[str, float] | None = None
+        self._term: Term | None = None
+        self._leads = metrics.LEADING.labels(database)
+        self._terms = metrics.TERMS.labels(database)
+        self.state = State(Stage.CONNECTING, time.time())
+        """What it does now; may be read in any thread."""
         self.leading = asyncio.Event()
         """Set while this listener leads."""
 
     def stop(self) -> None:
         """Ask it to finish the batch, store the cursor and end."""
         self._stopping.set()
+
+    @property
+    def silent_for(self) -> float:
+        """Return for how many seconds the database has not answered; 0 unless it leads.  In any thread."""
+        term = self._term
+        return 0.0 if term is None else term.silent_for
 
     async def run(self) -> None:
         """
@@ -125,6 +139,8 @@ class Listener:
             logger.warning("lost the database %s (%s); connecting again", self._database, one_line(error))
         finally:
             self.leading.clear()
+            self._term = None
+            self._enter(Stage.CONNECTING)
             # Closed, not returned to anybody: both locks end with the session.
             with suppress(psycopg.Error):
                 await connection.close()
@@ -149,6 +165,9 @@ class Listener:
             connection, doorbell, self._sink, epoch, cursor, self._timing, self._stopping,
             connect=self._connect, database=self._database, direct=direct,
         )  # fmt: skip
+        self._term = term
+        self._terms.inc()
+        self._enter(Stage.LEADING, epoch)
         logger.info("leading database %s in epoch %d", self._database, epoch)
         self.leading.set()
         await term.run()
@@ -165,6 +184,7 @@ class Listener:
             if led is not None:
                 return led
             if not self._settled:
+                self._enter(Stage.STANDING_BY)
                 logger.info("standing by: another listener leads database %s", self._database)
                 self._settle()
             if direct:
@@ -182,6 +202,11 @@ class Listener:
     def _settle(self) -> None:
         self._settled = True
         self._told = None
+
+    def _enter(self, stage: Stage, epoch: int | None = None) -> None:
+        if stage is not self.state.stage:
+            self.state = State(stage, time.time(), epoch)
+            self._leads.set(stage is Stage.LEADING)
 
     async def _doorbell(self, connection: Connection, direct: bool) -> Doorbell:
         if self._polls:

@@ -74,7 +74,7 @@ def as_text(sighting: Sighting, style: Style, *, values: bool) -> str:
     """Return a line, with `values` followed by one for each captured column (of an UPDATE, each changed one)."""
     row, change = sighting.row, sighting.change
     time = timezone.localtime(row.at).isoformat(" ", "milliseconds")[:23]
-    kind = getattr(style, ROLES.get(row.kind, UNKNOWN))(f"{_printable(row.kind):<{WIDTH}}")
+    kind = getattr(style, ROLES.get(row.kind, UNKNOWN))(f"{printable(row.kind):<{WIDTH}}")
     words = [row.label]
     if change is None:
         words += [f"cannot be decoded ({sighting.problem})"]
@@ -86,9 +86,9 @@ def as_text(sighting: Sighting, style: Style, *, values: bool) -> str:
     words += [f"xid {row.xid}", f"{sighting.delay * 1000:.0f} ms"]
     if change is not None and change.context:
         words.append(json.dumps(change.context, ensure_ascii=False))
-    lines = [f"{time} {kind} {_printable('  '.join(words))}"]
+    lines = [f"{time} {kind} {printable('  '.join(words))}"]
     if values:
-        lines += [f"    {_printable(line)}" for line in _values(sighting)]
+        lines += [f"    {printable(line)}" for line in _values(sighting)]
     return "\n".join(lines)
 
 
@@ -119,7 +119,8 @@ def _shown(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, (str, bytes, list, tuple, dict)) else str(value)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text without anything that a terminal would obey."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from .. import names
-from ..journal.change import LABEL, Columns
+from .. import metrics, names
+from ..journal.change import LABEL, MICROS, Columns
 from ..journal.reader import Batch
 from ..journal.snapshot import Snapshot
 from ..journal.state import Era
+from ..tracing import RELAY, tracing
 from .messages import Message, changes_message, heartbeat_message, split
 
 logger = logging.getLogger("pgnotify_gql.relay")
@@ -62,6 +64,10 @@ class Relay:
         self._failing = ""
         self._hung = 0
         self._told_at = 0.0
+        self._relayed_rows = metrics.ByModel(metrics.RELAYED_ROWS, database)
+        self._relayed_messages = metrics.ByModel(metrics.RELAYED_MESSAGES, database)
+        self._lost = metrics.LOST_MESSAGES.labels(database)
+        self._delay = metrics.RELAY_DELAY.labels(database)
 
     def begin(self, epoch: int, era: Era) -> None:
         """Begin a term of leadership: numbers start again."""
@@ -85,7 +91,12 @@ class Relay:
                     self._database, label, self._epoch, self._era, seq, batch.before, batch.after, part, labels
                 )
                 messages.append((names.model_group(label), message))
-        await self._send(messages)
+                self._relayed_messages[label].inc()
+            self._relayed_rows[label].inc(len(rows))
+        with tracing.span(RELAY, database=self._database, rows=len(batch.columns), models=labels):
+            await self._send(messages)
+        if batch.columns:
+            self._delay.observe(max(0.0, time.time() - batch.columns[-1][MICROS] / 1_000_000))
 
     async def heartbeat(self, cursor: Snapshot) -> None:
         """Tell every hub the cursor, and the last number of each model, so that a lost last message shows too."""
@@ -94,12 +105,16 @@ class Relay:
 
     async def _send(self, messages: Sequence[tuple[str, Message]]) -> None:
         if _now() < self._resting_until:
+            self._lost.inc(len(messages))
             return
+        tried = 0
         try:
             async with asyncio.timeout(self._send_timeout):
                 for group, message in messages:
                     await self._send_one(group, message)
+                    tried += 1
         except TimeoutError:
+            self._lost.inc(len(messages) - tried)
             self._resting_until = _now() + self._rest_after_hang
             self._hung += 1
             if self._hung == 1 or _now() - self._told_at >= REMIND_INTERVAL:
@@ -124,6 +139,7 @@ class Relay:
             self._note_sent(group)
 
     def _note_failed(self, group: str, error: Exception) -> None:
+        self._lost.inc()
         self._failed += 1
         self._failing = group
         if self._failed == 1 or _now() - self._told_at >= REMIND_INTERVAL:

@@ -13,12 +13,14 @@ On failure of one operation the others of the socket go on; on failure of the so
 from .consumer import GraphqlSubscriptionConsumer
 from .presence import adisconnect_user, disconnect_user
 from .sse import GraphqlSseConsumer
-from .views import readiness
+from .views import health, metrics, readiness
 
 __all__ = [
     "GraphqlSseConsumer",
     "GraphqlSubscriptionConsumer",
     "adisconnect_user",
     "disconnect_user",
+    "health",
+    "metrics",
     "readiness",
 ]

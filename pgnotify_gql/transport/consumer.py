@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from .. import metrics
 from ..conf import Settings, get_settings, shows_errors
 from ..errors import ConfigurationError
 from ..hub import open_hub
@@ -65,6 +66,7 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
             # Accepted first: a browser shows the code of a close, not of a refused handshake.
             await _close(send, CloseCode.SUBPROTOCOL_NOT_ACCEPTABLE, "Subprotocol not acceptable")
             return
+        metrics.SOCKETS.inc()
         try:
             with visits().begun() as visit:
                 async with open_hub() as hub:
@@ -72,6 +74,8 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
         except ConfigurationError as error:
             logger.error("sockets cannot be served: %s", error)
             await _close(send, CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
+        finally:
+            metrics.SOCKETS.dec()
 
     async def _serve(self, protocol: type[Connection], hub: Hub, visit: Visit, receive: Receive, send: Send) -> None:
         settings = get_settings()
@@ -172,6 +176,7 @@ class _Socket:
             self._outbox.close()
 
     def _stuck(self) -> None:
+        metrics.SLOW_CLIENTS.inc()
         logger.warning("a client did not read fast enough; its socket is closed with %d", CloseCode.TRY_AGAIN_LATER)
         assert self._connection is not None, "nothing was written before"
         self._connection.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")

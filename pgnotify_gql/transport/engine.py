@@ -33,6 +33,7 @@ from graphql import (
     FieldNode,
     GraphQLError,
     GraphQLSchema,
+    OperationDefinitionNode,
     OperationType,
     create_source_event_stream,
     get_operation_ast,
@@ -43,7 +44,7 @@ from ..errors import CursorError
 from ..hub import Audience, Batch, Current, Event, Interest, Operation
 from ..hub.cursor import Cursor
 from ..hub.hub import Hub
-from ..hub.operations import Outlet
+from ..hub.operations import Description, FailedResult, Outlet
 from ..journal.change import Change
 from .admission import Admission
 from .authentication import current_user
@@ -242,6 +243,12 @@ class _Execution:
             raise RequestError([{"message": "the subscription is no longer fed by the hub"}])
         return interest
 
+    def description(self) -> Description:
+        """Return whose request it is, and for what; see ``hub.operations.Describable``."""
+        node = get_operation_ast(self.document, self.request.operation_name)
+        name = self.request.operation_name or (node.name.value if node is not None and node.name is not None else None)
+        return Description(_username(self.asking.user), "" if node is None else _field(node), name)
+
     def operation(self, interest: Interest, outlet: Outlet) -> Operation:
         """Return the hub's operation for an interest; from now on executions are those of its audience."""
         interest = replace(interest, subject=self.subject)
@@ -291,12 +298,13 @@ class _Execution:
         if extensions or result.extensions:
             formatted["extensions"] = {**(result.extensions or {}), **extensions}
         try:
-            return ENCODER.encode(formatted)
+            encoded = ENCODER.encode(formatted)
+            return _failed(encoded, formatted["errors"]) if result.errors else encoded
         except (TypeError, ValueError, RecursionError):
             # What a scalar of the application serialized to.
             logger.exception("a result cannot be sent as JSON")
             unsent: dict[str, Any] = {"data": None, "errors": [{"message": "the result cannot be sent as JSON"}]}
-            return json.dumps(unsent | ({"extensions": extensions} if extensions else {}))
+            return _failed(json.dumps(unsent | ({"extensions": extensions} if extensions else {})), unsent["errors"])
 
 
 # Subscribers of a page ask for the same things; and a document, whose hash is that of an object, is kept by its cache.
@@ -310,6 +318,26 @@ def _subject(document: DocumentNode, operation_name: str | None, variables: str)
     else:
         asked = [print_ast(document)]  # the field is in a fragment, or in one of that
     return sha256(json.dumps([asked, variables]).encode()).hexdigest()[:16]
+
+
+def _field(node: OperationDefinitionNode) -> str:
+    """Return the name of the field that is subscribed to, or nothing where it is in a fragment."""
+    (first, *_) = node.selection_set.selections
+    return first.name.value if isinstance(first, FieldNode) else ""
+
+
+def _username(user: Any) -> str:
+    try:
+        return str(user.get_username()) if user.is_authenticated else ""
+    except Exception:
+        return "?"  # an application's own class: an answer about many is not to fail for one of them
+
+
+def _failed(encoded: str, errors: Iterable[Mapping[str, Any]]) -> FailedResult:
+    result = FailedResult(encoded)
+    codes = (error.get("extensions", {}).get("code") for error in errors)
+    result.code = str(next(filter(None, codes), "without a code"))
+    return result
 
 
 def _shares(audience: Audience, context: OperationRequest) -> bool:

@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Mapping
 
+from .. import metrics
 from ..conf import Settings
 from ..hub.payloads import Frames, Payloads
 from .close_codes import CloseCode
@@ -111,6 +112,7 @@ class EventStream:
             self._outbox.close()
 
     def _stuck(self) -> None:
+        metrics.SLOW_CLIENTS.inc()
         logger.warning("a client did not read fast enough; its stream is ended")
 
 

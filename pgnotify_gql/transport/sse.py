@@ -27,6 +27,7 @@ from http import HTTPStatus
 from django.core.exceptions import DisallowedHost, RequestAborted
 from graphql import GraphQLError, OperationType, get_operation_ast
 
+from .. import metrics
 from ..conf import get_settings, shows_errors
 from ..errors import ConfigurationError
 from ..hub import open_hub
@@ -76,7 +77,11 @@ class GraphqlSseConsumer(GraphqlApplication):
             with suppress(GraphQLError):
                 request = self._documents.resolved(request)
                 self._require_runnable(request)
-            await self._serve(_resumed(request, http), http, receive, send)
+            metrics.STREAMS.inc()
+            try:
+                await self._serve(_resumed(request, http), http, receive, send)
+            finally:
+                metrics.STREAMS.dec()
         except RefusedError as refused:
             await _refuse(send, refused)
         except ConfigurationError as error:

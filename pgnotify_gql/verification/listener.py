@@ -8,4 +8,4 @@ if __name__ == "__main__":
     task = prepare()
     from django.core.management import call_command
 
-    call_command("run_listener", databases=[task.database])
+    call_command("run_listener", databases=[task.database], http="")

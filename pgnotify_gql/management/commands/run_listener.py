@@ -6,16 +6,19 @@ import asyncio
 import logging
 import signal
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import psycopg
 from django.core.management.base import BaseCommand, CommandError
 
-from ...conf import get_settings
+from ...conf import Settings, get_settings
 from ...errors import ConfigurationError, PgnotifyGqlError
+from ...health import Health
 from ...listener import Listener
 from ...relay.worker import build_listener
+from ..health_server import serving
 
 
 class Command(BaseCommand):
@@ -34,17 +37,28 @@ class Command(BaseCommand):
             "--database", action="append", dest="databases", metavar="ALIAS",
             help="listen to this database only (may be repeated; default: all of PGNOTIFY_GQL['DATABASES'])",
         )  # fmt: skip
+        parser.add_argument(
+            "--http", metavar="ADDRESS",
+            help="serve /healthz, /readyz and /metrics at HOST:PORT, or at PORT for this machine alone "
+            "(default: PGNOTIFY_GQL['LISTENER_HTTP']; empty: nowhere)",
+        )  # fmt: skip
 
     def handle(self, *args: Any, **options: Any) -> None:
         self._show_log(options["verbosity"])
         try:
-            asyncio.run(self._run(_chosen(options["databases"])))
+            settings = get_settings()
+            address = settings.LISTENER_HTTP if options["http"] is None else options["http"]
+            asyncio.run(self._run(_chosen(options["databases"]), settings, address))
         except PgnotifyGqlError as error:
             raise CommandError(str(error)) from error
 
-    async def _run(self, aliases: Sequence[str]) -> None:
-        listeners = {alias: build_listener(alias) for alias in aliases}
+    async def _run(self, aliases: Sequence[str], settings: Settings, address: str) -> None:
+        listeners = {alias: build_listener(alias, settings) for alias in aliases}
+        health = Health(listeners, patience=settings.SESSION_TIMEOUT)
+        with serving(address, health, token=settings.METRICS_TOKEN):
+            await self._listen_to_all(listeners, health)
 
+    async def _listen_to_all(self, listeners: Mapping[str, Listener], health: Health) -> None:
         def stop() -> None:
             for listener in listeners.values():
                 listener.stop()
@@ -56,12 +70,16 @@ class Command(BaseCommand):
             asyncio.create_task(_listen(alias, listener), name=f"pgnotify_gql listener {alias}")
             for alias, listener in listeners.items()
         ]
+        for alias, task in zip(listeners, tasks, strict=True):
+            task.add_done_callback(partial(_note_ended, health, alias))
+        beating = asyncio.create_task(health.beat(), name="pgnotify_gql heartbeat")
         try:
             await asyncio.gather(*tasks)
         finally:
             # One has failed for good: the others end in good order.
             stop()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            beating.cancel()
+            await asyncio.gather(*tasks, beating, return_exceptions=True)
 
     def _show_log(self, verbosity: int) -> None:
         # An operator who has configured logging has decided where it goes.
@@ -83,6 +101,10 @@ def _chosen(databases: Sequence[str] | None) -> Sequence[str]:
                 f"it names {', '.join(followed)}"
             )
     return list(dict.fromkeys(databases or followed))
+
+
+def _note_ended(health: Health, alias: str, task: asyncio.Task[None]) -> None:
+    health.note_ended(alias)
 
 
 async def _listen(alias: str, listener: Listener) -> None:

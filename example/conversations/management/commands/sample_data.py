@@ -10,6 +10,9 @@ from example.conversations.models import Conversation, Membership, Message
 
 USERS = ("alice", "bob")
 
+STAFF = frozenset({"alice"})
+"""May look at the monitor, and install triggers there."""
+
 CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
     "Weekend in the hills": [
         ("alice", "The forecast says sun from Friday noon."),
@@ -39,7 +42,9 @@ class Command(BaseCommand):
         self.stdout.write(f"{' and '.join(USERS)}, {len(CONVERSATIONS)} conversations")
 
     def user(self, name: str) -> User:
-        user, created = User.objects.get_or_create(username=name)
+        user, created = User.objects.get_or_create(
+            username=name, defaults={"is_staff": name in STAFF, "is_superuser": name in STAFF}
+        )
         if created:
             user.set_password(name)
             user.save()
