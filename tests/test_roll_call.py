@@ -23,6 +23,7 @@ from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.reader import HubReader
 from pgnotify_gql.hub.roll_call import ANSWER, ASK, LONGEST, MOST_OPERATIONS, MOST_REFUSED, MOST_TOPICS, ask_hubs
+from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.relay import Relay
 from tests.support.databases import Database
 from tests.support.feed import EVENT_TIMEOUT, MESSAGE, Notebook, Room, eventually, hub_of, leading, opener
@@ -88,6 +89,13 @@ class TestState:
         async with following(database, layer, "default", "second", "third"):
             answer = await state_of(layer)
         assert [feed["database"] for feed in answer["feeds"]] == ["default", "second", "third"]
+
+    async def test_is_told_while_a_feed_cannot_go_on(self, database: Database) -> None:
+        layer = InMemoryChannelLayer()
+        async with hub_of(layer, database.conninfo) as hub, hub.feed("default").taking:
+            # What is handled next waits for whoever takes, as it does for a database that is away.
+            await Relay(layer).heartbeat(Snapshot(1, 1))
+            assert await state_of(layer)
 
     async def test_of_a_hub_without_operations_has_these_keys(self, database: Database) -> None:
         layer = InMemoryChannelLayer()

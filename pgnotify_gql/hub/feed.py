@@ -20,6 +20,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import psycopg
@@ -36,7 +37,6 @@ from .cursor import Journal
 from .intake import Intake
 from .reader import RETRY_FIRST, RETRY_MAX, HubReader, Replayers
 from .receiver import Layer, Receiver
-from .roll_call import ASK
 from .stretch import Stretch
 from .visitors import DISCONNECT
 
@@ -80,7 +80,7 @@ class Feed:
 
     def __init__(self, layer: Layer, reader: HubReader, dispatcher: Dispatcher, *, silence: float = SILENCE) -> None:
         self.database = reader.database
-        self._receiver = Receiver(layer, reader.database)
+        self._receiver = Receiver(layer, reader.database, partial(dispatcher.asked, reader.database))
         self._reader = reader
         self._replayers = Replayers(reader)
         # Beside one that reads in the middle of what it is told before.
@@ -254,9 +254,6 @@ class Feed:
     async def _handle(self, message: dict[str, Any]) -> None:
         if message["type"] == DISCONNECT:
             self._dispatcher.dismiss(message["user"])
-            return
-        if message["type"] == ASK:
-            self._dispatcher.asked(self.database, message)
             return
         if message["database"] != self.database:
             self._refuse(message)

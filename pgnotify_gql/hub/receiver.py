@@ -3,7 +3,8 @@ A feed's end of the channel layer: one channel, the groups that it is in, and wh
 
 Messages are received at once, whatever is being handled: layers hold few of them and drop the rest, or else hold all of
 them in the memory of this process.  What is held here is bounded as well, and what does not fit is dropped; the feed
-notices by the numbers, as it notices what the layer lost.
+notices by the numbers, as it notices what the layer lost.  Questions do not wait behind changes: who asks wants to know
+what a feed does that hangs.
 
 Groups are joined again now and then, since a layer may forget them without a word: a flushed Redis, an expired
 membership.  A layer that fails is tried again, from the start on.  One that hangs holds nobody up for longer than
@@ -16,11 +17,13 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
 from .. import metrics
 from ..journal.change import ROWS
+from .roll_call import ASK
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -60,11 +63,16 @@ class Layer(Protocol):
 
 
 class Receiver:
-    """Receives for one feed, that of `database`; used on one event loop only."""
+    """
+    Receives for one feed, that of `database`; used on one event loop only.
 
-    def __init__(self, layer: Layer, database: str) -> None:
+    `asked` is called with each question as it comes; must not wait.
+    """
+
+    def __init__(self, layer: Layer, database: str, asked: Callable[[Message], None]) -> None:
         self._layer = layer
         self._database = database
+        self._asked = asked
         self._channel = ""
         self._groups: dict[str, None] = {}
         self._waiting: deque[Message] = deque()
@@ -167,6 +175,9 @@ class Receiver:
         return await self._layer.receive(self._channel)
 
     def _keep(self, message: Message) -> None:
+        if message.get("type") == ASK:
+            self._asked(message)
+            return
         self._received.inc()
         size = _size(message)
         if message.get("database") == self._database:
