@@ -68,6 +68,10 @@ class Cursor:
         positions = [[*model, str(position)] for model, position in self.positions.items()]
         return signing.dumps([journals, positions, self.subject], salt=SALT)
 
+    def about(self, subject: str) -> Cursor:
+        """Return the same of another question; what it is made of is shared."""
+        return Cursor(self.positions, self.journals, subject)
+
     @classmethod
     def read(cls, token: Any) -> Cursor:
         """Return what was given to a client.  Raises CursorError for anything that is not signed by this site."""

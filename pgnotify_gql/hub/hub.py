@@ -269,11 +269,17 @@ class Hub:
                                 changed()
                         self._dispatching[model] = stretch.position(row, change.index + 1)
                         dues: dict[str, Due] = {}
+                        # Where they stand is the same for all who wait for the same models, and a hundred thousand of
+                        # them may be waiting.
+                        standings: dict[tuple[Model, ...], Cursor] = {}
                         for cohort in cohorts:
-                            due = dues.get(cohort.interest.question)
+                            interest = cohort.interest
+                            due = dues.get(interest.question)
                             if due is None:
-                                due = Due(change, self.standing(cohort.interest))
-                                dues[cohort.interest.question] = due
+                                standing = standings.get(interest.models)
+                                if standing is None:
+                                    standing = standings[interest.models] = self.standing(interest)
+                                due = dues[interest.question] = Due(change, standing.about(interest.subject))
                             self.executor.submit(cohort, due)
                         await self.executor.room()
                 except Exception:

@@ -160,7 +160,7 @@ class Execution(Protocol):
     def __call__(self, change: Change, cursor: Cursor, batch: Batch) -> str | Awaitable[str | None] | None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Due:
     """A change that a cohort is to be executed for, and the cursor of whoever has been sent its result."""
 
