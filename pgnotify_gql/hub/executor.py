@@ -51,10 +51,10 @@ OVERDUE = 0.05
 MOST_PENDING = 10_000
 """Changes waiting for execution in a cohort; with more, the hub reads no further until they are worked off."""
 
-MOST_PENDING_OF_MANY = 100_000
-"""The same for all cohorts together, which may have HOP_CHANGES more for each but the first: they wait for the same
-changes, so that these take little memory, and each is executed for as many of them at once as possible, with one query
-and one write to its socket."""
+MOST_PENDING_OF_MANY = 30_000
+"""The same for all cohorts together, which may have HOP_CHANGES more for each but the first: each is executed for as
+many changes at once as possible, with one query and one write to its socket.  Where all ask something else, one that
+waits takes a kilobyte, and that for clients who may not even read."""
 
 LONG_HOP_TIME = 0.05
 """Seconds after which a hop breaks off a cohort that asks for all changes of a batch together: what it has been given
