@@ -51,7 +51,7 @@ OVERDUE = 0.05
 MOST_PENDING = 10_000
 """Changes waiting for execution in a cohort; with more, the hub reads no further until they are worked off."""
 
-MOST_PENDING_OF_MANY = 30_000
+MOST_PENDING_OF_MANY = 15_000
 """The same for all cohorts together, which may have HOP_CHANGES more for each but the first: each is executed for as
 many changes at once as possible, with one query and one write to its socket.  Where all ask something else, one that
 waits takes a kilobyte, and that for clients who may not even read."""
