@@ -269,8 +269,8 @@ class Hub:
                                 changed()
                         self._dispatching[model] = stretch.position(row, change.index + 1)
                         dues: dict[str, Due] = {}
-                        # Where they stand is the same for all who wait for the same models, and a hundred thousand of
-                        # them may be waiting.
+                        # Where they stand is the same for all who wait for the same models, and thousands of them may
+                        # be waiting.
                         standings: dict[tuple[Model, ...], Cursor] = {}
                         for cohort in cohorts:
                             interest = cohort.interest

@@ -46,14 +46,18 @@ UNRELAYED: LiteralString = """
 # Who writes holds a lock on the id of its transaction, and one on that of each savepoint; of a prepared one they belong
 # to no session. What other roles do is shown to members of pg_read_all_stats, that they are there, and the order in
 # which they began to write, to everybody.
-WRITERS: LiteralString = """
-    select l.pid, p.gid, coalesce(a.datname, p.database), coalesce(a.usename, p.owner),
-           coalesce(a.application_name, ''), coalesce(a.state, ''), coalesce(a.xact_start, p.prepared)
+OF_WRITERS: LiteralString = """
     from pg_locks l
     left join pg_stat_activity a on a.pid = l.pid
     left join pg_prepared_xacts p on l.pid is null and p.transaction = l.transactionid
     where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
         and (l.pid <> pg_backend_pid() or p.gid is not null)
+"""
+
+WRITERS: LiteralString = f"""
+    select l.pid, p.gid, coalesce(a.datname, p.database), coalesce(a.usename, p.owner),
+           coalesce(a.application_name, ''), coalesce(a.state, ''), coalesce(a.xact_start, p.prepared)
+    {OF_WRITERS}
     group by 1, 2, 3, 4, 5, 6, 7
     order by max(age(l.transactionid)) desc
 """
@@ -143,6 +147,23 @@ class Inspection:
     def lag(self) -> float:
         """Return for how many seconds the oldest row that is not relayed has been waiting; 0 where there is none."""
         return max(0.0, (self.at - self.waiting_since).total_seconds()) if self.waiting_since else 0.0
+
+    def is_leased(self, lease: float) -> bool:
+        """
+        Return whether somebody is believed to lead without a lock: through a pooler, or until a moment ago.
+
+        `lease` is for how many seconds a leader may store nothing.
+        """
+        return self.leader is None and self.relayed_at is not None and self.silence < lease
+
+    def is_stuck(self, lease: float) -> bool:
+        """Return whether the leader has stored nothing for longer than so many seconds."""
+        return self.leader is not None and self.silence > lease
+
+    @property
+    def silence(self) -> float:
+        """Return for how many seconds no leader has stored anything; 0 where none ever has."""
+        return (self.at - self.relayed_at).total_seconds() if self.relayed_at else 0.0
 
 
 async def inspect(connection: Connection) -> Inspection:

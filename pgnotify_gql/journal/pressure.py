@@ -11,24 +11,21 @@ import math
 from dataclasses import dataclass
 from typing import LiteralString
 
+from .inspection import OF_WRITERS
 from .reader import Connection
 
-# As in ``inspection``: who writes holds a lock on the id of its transaction. Oldest by that id, which everybody may
-# see; since when it is open only members of pg_read_all_stats see of other roles.
-PRESSURE: LiteralString = """
+# Oldest by the id of its transaction, which everybody may see; since when it is open only members of pg_read_all_stats
+# see of other roles.
+PRESSURE: LiteralString = f"""
     with writer as (
         select coalesce(a.xact_start, p.prepared) as since
-        from pg_locks l
-        left join pg_stat_activity a on a.pid = l.pid
-        left join pg_prepared_xacts p on l.pid is null and p.transaction = l.transactionid
-        where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
-            and (l.pid <> pg_backend_pid() or p.gid is not null)
+        {OF_WRITERS}
         order by age(l.transactionid) desc
         limit 1
     )
     select pg_notification_queue_usage(), exists (select from writer),
            (select date_part('epoch', clock_timestamp() - since) from writer)
-"""
+"""  # noqa: S608  (made of constants)
 
 
 @dataclass(frozen=True)

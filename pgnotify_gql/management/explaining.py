@@ -240,11 +240,9 @@ class _Explaining:
             return Stage("relayed", True, None, "sent to the channel layer, or read from the journal by a hub")
         if inspection.replica:
             return Stage("relayed", None, None, "this is a replica; who leads is known to its primary")
-        stored = inspection.relayed_at
-        lease = timedelta(seconds=self._settings.SESSION_TIMEOUT)
         if inspection.leader is not None:
             text = f"not yet: a listener leads, backend {inspection.leader.pid}, and has not come to it"
-        elif stored is not None and inspection.at - stored < lease:
+        elif inspection.is_leased(self._settings.SESSION_TIMEOUT):
             text = "not yet: a listener leads through a pooler, or has just gone"
         else:
             text = "nobody leads: it waits in the journal until `manage.py run_listener` runs"

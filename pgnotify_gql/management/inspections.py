@@ -77,10 +77,10 @@ def _listener(inspection: Inspection, lease: float) -> str:
     if leader is not None:
         place = f" from {leader.host}" if leader.host else ""
         state = "awake" if leader.awake else "asleep"
-        silent = _age(inspection, inspection.relayed_at) if inspection.relayed_at else 0.0
-        stuck = f"; STUCK? it has stored nothing for {duration(silent)}" if silent > lease else ""
+        silent = f"; STUCK? it has stored nothing for {duration(inspection.silence)}"
+        stuck = silent if inspection.is_stuck(lease) else ""
         return f"backend {leader.pid}{place} leads, {state}, in epoch {inspection.epoch}{stuck}"
-    if inspection.relayed_at and _age(inspection, inspection.relayed_at) < lease:
+    if inspection.is_leased(lease):
         return f"one leads through a pooler, or has just gone, in epoch {inspection.epoch}"
     return "nobody leads: changes wait in the journal until `manage.py run_listener` runs"
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import update_wrapper
 from typing import Any
 
 import graphene
@@ -18,14 +17,12 @@ from graphql import GraphQLError
 
 from ..capture.kinds import Kind
 from ..capture.registry import registry
-from ..conf import Settings, allows_introspection
+from ..conf import Settings
 from ..hub import Audience, Topic
 from ..journal import Change
 from ..subscriptions import Subscription
 from ..transport import GraphqlSubscriptionConsumer
-from ..transport.documents import Documents
 from ..transport.mounting import Receive, Scope, Send
-from ..transport.query_limits import QueryLimits
 from .access import may_look, may_view, viewable
 
 NOTHING_TO_SHOW = (
@@ -137,24 +134,12 @@ class MonitorConsumer(GraphqlSubscriptionConsumer):
     @classmethod
     def as_asgi(cls, *, schema: Any = SCHEMA) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Return the ASGI application; the schema is the page's own."""
-        graphql_schema = getattr(schema, "graphql_schema", schema)
+        return super().as_asgi(schema=schema)
+
+    @classmethod
+    def _limits(cls) -> Settings:
         # What the site allows, its list of documents included, is for its own schema and clients.
-        limits = Settings()
-        documents = Documents(
-            graphql_schema,
-            most_tokens=limits.MAX_QUERY_TOKENS,
-            limits=QueryLimits(
-                limits.MAX_QUERY_DEPTH,
-                limits.MAX_QUERY_COMPLEXITY,
-                limits.MAX_QUERY_ALIASES,
-                allows_introspection(),
-            ),
-        )
-
-        async def application(scope: Scope, receive: Receive, send: Send) -> None:
-            await cls(graphql_schema, documents)(scope, receive, send)
-
-        return update_wrapper(application, cls, updated=())
+        return Settings()
 
     # Plain methods run in a worker thread, where the ORM may be used.
     def on_connect(self, payload: Mapping[str, Any]) -> bool:  # type: ignore[override]

@@ -129,15 +129,14 @@ async def _journal(settings: Settings, alias: str) -> Part:
 def _described(inspection: Inspection, settings: Settings) -> Part:
     """Return an inspection as JSON; sizes in bytes, times in seconds."""
     leader, writers = inspection.leader, inspection.writers
-    silent = (inspection.at - inspection.relayed_at).total_seconds() if inspection.relayed_at else None
     return {
         "at": inspection.at,
         "replica": inspection.replica,
         "epoch": inspection.epoch,
         "leader": None if leader is None else asdict(leader),
         # Behind a pooler a leader holds no lock: it is believed to be there for as long as a session may be silent.
-        "leased": leader is None and silent is not None and silent < settings.SESSION_TIMEOUT,
-        "stuck": leader is not None and silent is not None and silent > settings.SESSION_TIMEOUT,
+        "leased": inspection.is_leased(settings.SESSION_TIMEOUT),
+        "stuck": inspection.is_stuck(settings.SESSION_TIMEOUT),
         "relayed_at": inspection.relayed_at,
         "unrelayed": inspection.unrelayed,
         "counted_at_most": MOST_COUNTED,

@@ -120,12 +120,17 @@ class GraphqlApplication(ABC):
         graphql_schema = getattr(schema, "graphql_schema", schema)
         if not isinstance(graphql_schema, GraphQLSchema):
             raise ConfigurationError(f"{cls.__name__}.as_asgi(schema=...) takes a graphene.Schema, not {schema!r}")
-        documents = _documents(graphql_schema, get_settings())
+        documents = _documents(graphql_schema, cls._limits())
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             await cls(graphql_schema, documents)(scope, receive, send)
 
         return update_wrapper(application, cls, updated=())
+
+    @classmethod
+    def _limits(cls) -> Settings:
+        """Return the settings that say what clients may ask."""
+        return get_settings()
 
     @property
     def _operation_hook(self) -> OnOperation | None:

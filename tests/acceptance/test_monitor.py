@@ -10,11 +10,11 @@ import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.test import Client
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 from playwright.sync_api import TimeoutError as NotInTime
 
 from tests.acceptance.room import Room
-from tests.acceptance.test_browser import FLAGS, LIVE_ATTEMPTS, PAUSE, Window
+from tests.acceptance.test_browser import LIVE_ATTEMPTS, PAUSE, Window, started
 from tests.support.databases import Database
 from tests.support.processes import ProjectServer
 
@@ -58,10 +58,8 @@ def server(
 @pytest.fixture
 def browser(server: ProjectServer, chromium: Path) -> Iterator[Browser]:
     """Started last and ended first: where Playwright runs, Django refuses to ask the database."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
+    with started(chromium) as browser:
         yield browser
-        browser.close()
 
 
 class Monitor:
