@@ -188,4 +188,5 @@ def visits() -> Visits:
 
 def is_draining() -> bool:
     """Return whether this process takes leave; may be called in any thread."""
-    return any(found.draining for found in list(_visits.values()))
+    # A loop may be kept by somebody after it has ended.
+    return any(found.draining for loop, found in list(_visits.items()) if not loop.is_closed())
