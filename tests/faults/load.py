@@ -38,6 +38,7 @@ class Writer:
     room: Room
     stopping: threading.Event
     row: int
+    pause: float = PAUSE
     committed: list[int] = field(default_factory=list)
     doubtful: list[int] = field(default_factory=list)
     faults: int = 0
@@ -51,7 +52,7 @@ class Writer:
                     while not self.stopping.is_set():
                         number += 1
                         self._write(connection, number, chance)
-                        time.sleep(chance.random() * PAUSE)
+                        time.sleep(chance.random() * self.pause)
             except (psycopg.Error, psycopg.Rollback):  # the latter where a savepoint is lost with its connection
                 self.faults += 1
                 self.stopping.wait(RETRY)
@@ -83,12 +84,12 @@ class Load:
     `connect` opens a connection for a writer; one that fails is tried again until the load is stopped.
     """
 
-    def __init__(self, room: Room, connect: Connect, writers: int = WRITERS) -> None:
+    def __init__(self, room: Room, connect: Connect, writers: int = WRITERS, pause: float = PAUSE) -> None:
         self._stopping = threading.Event()
         self.writers = []
         for name in [chr(ord("a") + number) for number in range(writers)]:
             (row,) = room.say(f"{name}.0")
-            self.writers.append(Writer(name, connect, room, self._stopping, row))
+            self.writers.append(Writer(name, connect, room, self._stopping, row, pause))
         self._threads = [
             threading.Thread(target=writer.run, name=f"writer {writer.name}", daemon=True) for writer in self.writers
         ]
