@@ -6,22 +6,29 @@ write (`attribution` tells how, and what is not attributed).  Inside the view, `
 
 Outside the request, and so not attributed: what a middleware further out writes (sessions are saved there), the body
 of a streaming response, which is made after the middleware has returned, and what other threads do that the view
-starts by itself.  A task that it starts keeps the context.  WebSocket operations do not come through middleware.
+starts by itself.  A task that it starts keeps the context.
+
+Queries and mutations over sockets and streams do not come through middleware; what answers them says `attributing`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils.module_loading import import_string
 
 from .attribution import attach, attributed_to
 from .setting import Context, Json, encode
+
+__all__ = ["ChangeContextMiddleware", "Context"]
 
 # Visible ASCII without spaces, as the ids of proxies and clients are; the length bounds what a stranger may have
 # repeated in the journal.
@@ -75,6 +82,28 @@ class ChangeContextMiddleware:
         if user is not None and user.is_authenticated:
             found["user"] = user.pk if isinstance(user.pk, int | str) else str(user.pk)
         return found
+
+
+@contextmanager
+def attributing(request: HttpRequest) -> Iterator[None]:
+    """Attribute what is written inside as the middleware would, if the settings name it."""
+    middleware = _of_settings()
+    if middleware is None:
+        yield
+        return
+    with attributed_to(_RequestContext(middleware, request)):
+        yield
+
+
+def _of_settings() -> ChangeContextMiddleware | None:
+    for found in map(import_string, settings.MIDDLEWARE):
+        if isinstance(found, type) and issubclass(found, ChangeContextMiddleware):
+            return found(_nowhere)
+    return None
+
+
+def _nowhere(request: HttpRequest) -> HttpResponseBase:
+    raise AssertionError("nothing comes through this one")
 
 
 class _RequestContext:

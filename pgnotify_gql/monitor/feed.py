@@ -8,12 +8,12 @@ with a cursor.  A schema of its own keeps it apart from the application's.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import graphene
-from graphql import GraphQLError
+from graphql import GraphQLError, MiddlewareManager
 
 from ..capture.kinds import Kind
 from ..capture.registry import registry
@@ -132,9 +132,11 @@ class MonitorConsumer(GraphqlSubscriptionConsumer):
     _told: frozenset[str] | None = None
 
     @classmethod
-    def as_asgi(cls, *, schema: Any = SCHEMA) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """Return the ASGI application; the schema is the page's own."""
-        return super().as_asgi(schema=schema)
+    def as_asgi(
+        cls, *, schema: Any = SCHEMA, middleware: Iterable[Any] | MiddlewareManager | None = ()
+    ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """Return the ASGI application; the schema is the page's own, and the site's middleware not for it."""
+        return super().as_asgi(schema=schema, middleware=middleware)
 
     @classmethod
     def _limits(cls) -> Settings:

@@ -82,7 +82,13 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
         socket = _Socket(send, settings, protocol.ping)
         hooks = _Hooks(self, hub, lambda code, why: connection.close(code, why))
         engine = GraphqlEngine(
-            self._schema, self._documents, hub, hooks.context, Masking(shows_errors()), self._operation_hook
+            self._schema,
+            self._documents,
+            hub,
+            hooks.context,
+            Masking(shows_errors()),
+            self._operation_hook,
+            self._middleware,
         )
         limits = _limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS, settings.MESSAGE_RATE)
         connection = protocol(socket, engine, hooks, limits)

@@ -1,8 +1,9 @@
 """
 The engine: runs what a client asks, on a graphene schema.
 
-Queries and mutations run once, in a worker thread.  A subscription whose field returns an ``Interest`` becomes an
-operation of the hub; one that returns an ordinary asynchronous stream is served from that.
+Queries and mutations run once, in a worker thread, and what they write is attributed to whoever asks.  A subscription
+whose field returns an ``Interest`` becomes an operation of the hub; one that returns an ordinary asynchronous stream is
+served from that.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -33,6 +35,7 @@ from graphql import (
     FieldNode,
     GraphQLError,
     GraphQLSchema,
+    MiddlewareManager,
     OperationDefinitionNode,
     OperationType,
     create_source_event_stream,
@@ -40,6 +43,7 @@ from graphql import (
     print_ast,
 )
 
+from ..capture.middleware import attributing
 from ..errors import CursorError
 from ..hub import Audience, Batch, Current, Event, Interest, Operation
 from ..hub.cursor import Cursor
@@ -75,7 +79,7 @@ INITIAL: Mapping[str, Any] = {"initial": True}
 class GraphqlEngine:
     """Runs the requests of one socket."""
 
-    __slots__ = ("_context", "_documents", "_hub", "_masking", "_on_operation", "_schema")
+    __slots__ = ("_context", "_documents", "_hub", "_masking", "_middleware", "_on_operation", "_schema")
 
     def __init__(
         self,
@@ -85,7 +89,9 @@ class GraphqlEngine:
         context: Callable[[], OperationRequest],
         masking: Masking = MASKED,
         on_operation: OnOperation | None = None,
+        middleware: MiddlewareManager | None = None,
     ) -> None:
+        self._middleware = middleware
         self._masking = masking
         self._on_operation = on_operation
         self._schema = schema
@@ -104,9 +110,11 @@ class GraphqlEngine:
         operation = get_operation_ast(document.node, request.operation_name)
         if operation is None:
             raise RequestError([{"message": _no_operation(request)}])
-        execution = _Execution(self._schema, document.node, request, self._context(), self._masking, self._hub)
+        execution = _Execution(
+            self._schema, document.node, request, self._context(), self._masking, self._hub, self._middleware
+        )
         if operation.operation is not OperationType.SUBSCRIPTION:
-            results.send(await _settled(await self._hub.executor.run(execution.result, None)))
+            results.send(await self._answer(execution))
             return
         source = await execution.subscribe()
         if isinstance(source, Interest):
@@ -119,6 +127,12 @@ class GraphqlEngine:
             # A generator that waits at its yield would put its things away only when it is collected.
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
+
+    async def _answer(self, execution: _Execution) -> str:
+        """Return the result of a query or mutation, whose writes are attributed to whoever asks."""
+        with attributing(execution.asking):
+            # The thread is told as well.
+            return await _settled(await self._hub.executor.run(copy_context().run, execution.result, None))
 
     def _resolved(self, request: Request) -> Request:
         try:
@@ -162,13 +176,14 @@ class _Execution:
     asking: OperationRequest
     masking: Masking
     hub: Hub
+    middleware: MiddlewareManager | None = None
     prepared: PreparedRequest = field(init=False)
     _audience: Audience = field(default=Audience.NOBODY, init=False)
     _context: OperationRequest | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.prepared = PreparedRequest(
-            self.schema, self.document, self.request.operation_name, self.request.variables or {}
+            self.schema, self.document, self.request.operation_name, self.request.variables or {}, self.middleware
         )
 
     def __call__(self, change: Change, cursor: Cursor, batch: Batch) -> str | Awaitable[str | None] | None:
@@ -271,8 +286,16 @@ class _Execution:
             return None
         # The class as well: an application may have users of several models, each with its own keys.
         who = (self.asking.user.__class__, self.asking.user.pk) if audience is Audience.USER else None
-        # The schema as well: several consumers share the hub of their process.
-        return self.schema, audience, who, self.request.query, self.request.operation_name, self._variables
+        # The schema and what stands around it as well: several consumers share the hub of their process.
+        return (
+            self.schema,
+            self.middleware,
+            audience,
+            who,
+            self.request.query,
+            self.request.operation_name,
+            self._variables,
+        )
 
     async def _later(self, event: Event, result: Awaitable[ExecutionResult]) -> str | None:
         awaited = await result

@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import update_wrapper
 from typing import Any
 
-from graphql import GraphQLSchema
+from graphql import GraphQLSchema, MiddlewareManager
 
 from ..conf import Settings, allows_introspection, get_settings
 from ..errors import ConfigurationError
@@ -28,6 +28,7 @@ from .frames import Request
 from .presence import Leave, Presence
 from .protocol import acknowledgement
 from .query_limits import QueryLimits
+from .resolver_middleware import middleware_manager
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -110,20 +111,30 @@ class GraphqlApplication(ABC):
         """Return topics of which a change has the user looked at: his own row, where the model of users is watched."""
         return own_row(self.scope.get("user"))
 
-    def __init__(self, schema: GraphQLSchema, documents: Documents) -> None:
+    def __init__(
+        self, schema: GraphQLSchema, documents: Documents, middleware: MiddlewareManager | None = None
+    ) -> None:
         self._schema = schema
         self._documents = documents
+        self._middleware = middleware
 
     @classmethod
-    def as_asgi(cls, *, schema: Any) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-        """Return the ASGI application of a ``graphene.Schema``.  Raises ConfigurationError for anything else."""
+    def as_asgi(
+        cls, *, schema: Any, middleware: Iterable[Any] | MiddlewareManager | None = None
+    ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """
+        Return the ASGI application of a ``graphene.Schema``.  Raises ConfigurationError for anything else.
+
+        `middleware` stands around every resolver, as graphene has it; None: that of ``GRAPHENE["MIDDLEWARE"]``.
+        """
         graphql_schema = getattr(schema, "graphql_schema", schema)
         if not isinstance(graphql_schema, GraphQLSchema):
             raise ConfigurationError(f"{cls.__name__}.as_asgi(schema=...) takes a graphene.Schema, not {schema!r}")
         documents = _documents(graphql_schema, cls._limits())
+        around = middleware_manager(middleware)
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
-            await cls(graphql_schema, documents)(scope, receive, send)
+            await cls(graphql_schema, documents, around)(scope, receive, send)
 
         return update_wrapper(application, cls, updated=())
 

@@ -26,6 +26,7 @@ from graphql import (
     GraphQLError,
     GraphQLObjectType,
     GraphQLSchema,
+    MiddlewareManager,
     OperationDefinitionNode,
     Undefined,
     execute,
@@ -172,11 +173,17 @@ class PreparedRequest:
     It stands in for graphql-core's class of execution contexts, whose ``build`` makes one for each execution.
     """
 
-    __slots__ = ("_built", "_document", "_name", "_schema", "_variables")
+    __slots__ = ("_built", "_document", "_middleware", "_name", "_schema", "_variables")
 
     def __init__(
-        self, schema: GraphQLSchema, document: DocumentNode, name: str | None, variables: Mapping[str, Any]
+        self,
+        schema: GraphQLSchema,
+        document: DocumentNode,
+        name: str | None,
+        variables: Mapping[str, Any],
+        middleware: MiddlewareManager | None = None,
     ) -> None:
+        self._middleware = middleware
         self._schema = schema
         self._document = document
         self._name = name
@@ -205,6 +212,7 @@ class PreparedRequest:
             context_value=context,
             variable_values=self._variables,
             operation_name=self._name,
+            middleware=self._middleware,
             is_awaitable=may_be_awaited,
             execution_context_class=contexts,
         )

@@ -127,6 +127,7 @@ class GraphqlSseConsumer(GraphqlApplication):
                         lambda: http.of_user(self.scope.get("user") or http.user),
                         Masking(shows_errors()),
                         self._operation_hook,
+                        self._middleware,
                     )
                     async with (
                         self._staying(hub, stream),
