@@ -19,6 +19,9 @@ from pgnotify_gql.errors import ReadOnlyDatabaseError
 from tests.support.databases import Database
 from tests.support.watched import make_model
 
+# What is installed is tested in test_install_triggers.py, on each version.
+pytestmark = pytest.mark.postgres("18")
+
 MODULE = "pgnotify_gql.management.after_migrate"
 
 

@@ -20,6 +20,9 @@ from pgnotify_gql.journal.change import Change
 from tests.support.databases import Database
 from tests.support.watched import ITEM_SQL, LINE_SQL, Item, Line, WatchedTable, make_model, watched
 
+# What values are captured as is tested in test_values.py, on each version.
+pytestmark = pytest.mark.postgres("18")
+
 
 @pytest.fixture
 def items(database: Database) -> WatchedTable:

@@ -40,6 +40,9 @@ from tests.support.processes import PgBouncer, project_environment
 from tests.support.second import second_alias
 from tests.support.watched import Item, WatchedTable, watched
 
+# What the server does with a setting is tested in test_change_context.py, on each version.
+pytestmark = pytest.mark.postgres("18")
+
 OURS = "pgnotify_gql.capture.middleware.ChangeContextMiddleware"
 
 Task = Callable[[HttpRequest], object]

@@ -32,6 +32,9 @@ from pgnotify_gql.capture.watch import Watch
 from tests.support.databases import Database
 from tests.support.processes import CHECKOUT
 
+# What is installed is tested in test_install_triggers.py and test_trigger_operations.py, on each version.
+pytestmark = pytest.mark.postgres("18")
+
 APP = "conversations"
 
 MODULES = (

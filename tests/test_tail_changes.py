@@ -55,6 +55,9 @@ from tests.support.postgres import PostgresServer
 from tests.support.processes import CHECKOUT, PgBouncer
 from tests.support.watched import LINE_SQL, Line, watched
 
+# What is read is tested in test_journal_reader.py, on each version.
+pytestmark = pytest.mark.postgres("18")
+
 TIME = r"\d\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.\d\d\d"
 
 APPLICATION = "pgnotify_gql tail"
