@@ -10,12 +10,15 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test coverage matrix check docs bench clean
 
 help:
 	@echo "make demo    run the example: PostgreSQL, the chat and GraphiQL, at a URL that it prints"
 	@echo "make test    run all tests; what is not installed is skipped by name (ARGS='-k word' goes to pytest)"
 	@echo "make check   ruff and mypy"
+	@echo "make coverage run all tests and measure them; fails below 95 % of lines and branches"
+	@echo "make matrix  run some tests with other Pythons, Djangos, PostgreSQLs and dependencies (ARGS=-l lists them)"
+	@echo "make docs    build the documentation, and run its examples (into build/docs)"
 	@echo "make bench   measure everything, for an hour or more (ARGS='--quick', ARGS='write-cost', ARGS=--help)"
 	@echo "make clean   remove the environment and everything that was made"
 	@echo
@@ -29,6 +32,16 @@ test: $(VENV)/installed-test
 	@echo "Running the tests"
 	@exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
+coverage: $(VENV)/installed-test
+	@echo "Running the tests, measured"
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
+
+matrix: $(VENV)/installed-matrix
+	@exec $(BIN)/nox $(ARGS)
+
 check: $(VENV)/installed-test
 	@echo "Checking style"
 	@$(BIN)/ruff check --quiet .
@@ -36,12 +49,18 @@ check: $(VENV)/installed-test
 	@echo "Checking types"
 	@$(BIN)/mypy
 
+docs: $(VENV)/installed-docs
+	@echo "Building the documentation into build/docs"
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -d build/doctrees -b html docs build/docs
+	@echo "Running its examples"
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -d build/doctrees -b doctest docs build/doctest
+
 bench: $(VENV)/installed-bench
 	@exec $(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	@echo "Cleaning up"
-	@rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) .nox .coverage .coverage.* .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment for all: the tests need what the demo needs, and more.

@@ -217,6 +217,29 @@ async def test_an_execution_that_raises_hurts_nobody_else(
     assert "broken on purpose" in caplog.text
 
 
+async def test_what_a_thread_failed_at_is_tried_again_and_delivered_in_order(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    execute, failures = executor._execute, iter([MemoryError("the first"), MemoryError("the second")])
+
+    def fails_twice(hop: Any) -> None:
+        for error in failures:
+            raise error
+        execute(hop)
+
+    monkeypatch.setattr(executor, "_execute", fails_twice)
+    monkeypatch.setattr(executor_module, "FAILED_PAUSE", 0.01)
+    first, second = Receiver(number), Receiver(number)
+    for value in range(3):
+        executor.submit(first.cohort, Change(value))
+        executor.submit(second.cohort, Change(value))
+    await first.has(3)
+    await second.has(3)
+    assert first.received == second.received == ["0", "1", "2"]
+    assert "a worker thread failed; what it was given is tried again" in caplog.text
+    await eventually(lambda: executor.pending == 0)
+
+
 async def test_an_execution_that_awaits_what_somebody_has_cancelled_hurts_nobody_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

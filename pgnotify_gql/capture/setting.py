@@ -15,7 +15,8 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import TransactionStatus
 
-Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+Json = str | int | float | bool | None | list[Any] | dict[str, Any]
+"""What lists and dicts hold is left open: as both are invariant, a ``list[str]`` would be no ``list[Json]``."""
 
 Context = dict[str, Json]
 

@@ -98,12 +98,12 @@ def decoder(field: Field[Any, Any]) -> Load:
     in ``values()``.  A JSON null looks like an SQL null.  What Python cannot hold stays as PostgreSQL wrote it; the
     function raises nothing.
     """
-    alias = _alias(field)
-    column = _type_of(field, alias)
+    alias = written_to(field)
+    column = column_type(field, alias)
     if _is_plain_json(field):
         return _in_arrays(_guarded(floats), column)
-    expression = _expression(field)
-    load = loader(_type_sent(expression.output_field, column.name, alias), alias)
+    expression = selected_expression(field)
+    load = loader(sent_type(expression.output_field, column.name, alias), alias)
     connection = connections[alias]
     # As Django's compiler puts them together.
     converters = [*connection.ops.get_db_converters(expression), *expression.get_db_converters(connection)]
@@ -142,23 +142,25 @@ def warn_of_missing(label: str, column: str) -> None:
 # --- Which type a field has ---------------------------------------------------------------------------------------
 
 
-class _ColumnType(NamedTuple):
+class ColumnType(NamedTuple):
     """A type by the name that psycopg's registry has for it, or by its own, and how deep it is nested in arrays."""
 
     name: str
     dimensions: int
 
 
-def _alias(field: Field[Any, Any]) -> str:
+def written_to(field: Field[Any, Any]) -> str:
+    """Return the alias of the database that a field's model is written to."""
     model = getattr(field, "model", None)
     return DEFAULT_DB_ALIAS if model is None else router.db_for_write(model)
 
 
-def _type_of(field: Field[Any, Any], alias: str) -> _ColumnType:
+def column_type(field: Field[Any, Any], alias: str) -> ColumnType:
+    """Return the type of a field's column, as PostgreSQL names it."""
     # From db_parameters(), where GeneratedField answers for its output field.
     declared = field.db_parameters(connections[alias])["type"] or ""
     dimensions = re.findall(r"\[\d*\]", declared)
-    return _ColumnType(_canonical(declared), len(dimensions))
+    return ColumnType(_canonical(declared), len(dimensions))
 
 
 def _canonical(declared: str) -> str:
@@ -168,7 +170,7 @@ def _canonical(declared: str) -> str:
     return name if info is None else info.name
 
 
-def _type_sent(field: Field[Any, Any], name: str, alias: str) -> str:
+def sent_type(field: Field[Any, Any], name: str, alias: str) -> str:
     """Return the type of what the ORM receives: for a domain that is the type under it, which the field inherits."""
     if name in PLAIN_TYPES or name in TYPE_SETTINGS or types.get(name):
         return name
@@ -182,13 +184,13 @@ def _type_sent(field: Field[Any, Any], name: str, alias: str) -> str:
 
 
 def _settings_of(field: Field[Any, Any]) -> Iterable[str]:
-    name = _type_of(field, _alias(field)).name
+    name = column_type(field, written_to(field)).name
     if name in PLAIN_TYPES:
         return ()
     return TYPE_SETTINGS.get(name, SETTINGS)
 
 
-def _expression(field: Field[Any, Any]) -> Any:
+def selected_expression(field: Field[Any, Any]) -> Any:
     """Return what the ORM selects for a field: it knows the field that a foreign key refers to."""
     model = getattr(field, "model", None)
     return Col("", field) if model is None else field.get_col(model._meta.db_table)
@@ -225,7 +227,7 @@ def _guarded(load: Load) -> Load:
     return decode
 
 
-def _in_arrays(load: Load, column: _ColumnType) -> Load:
+def _in_arrays(load: Load, column: ColumnType) -> Load:
     """Return what loads every element, however deep the arrays really are; those inside JSON are data."""
     if not column.dimensions:
         return load

@@ -189,6 +189,13 @@ class Watch:
             fetch = self._row_queries[alias] = row_query(self.model, alias)
         return fetch(pk)
 
+    def fetch_by(self, alias: str, fetch: Fetch | None) -> None:
+        """Fetch the rows of a database in another way from now on (None: by a query, as usual)."""
+        if fetch is None:
+            self._row_queries.pop(alias, None)
+        else:
+            self._row_queries[alias] = fetch
+
     @cached_property
     def _row_queries(self) -> dict[str, Fetch]:
         return {}

@@ -4,6 +4,9 @@ The executor: runs cohorts in worker threads, many in one hop, each cohort's cha
 Threads of its own, because Django's ORM is synchronous and the thread that asgiref shares for it is a single one.
 Each thread keeps its database connection.  A cohort runs in one hop at a time, so its results leave in the order of
 its changes.
+
+Somebody else may lend a pool, whose threads and connections are then his own: tests run executions in the test's
+transaction.
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from django.db import connections
 
@@ -60,6 +63,9 @@ LONG_HOP_TIME = 0.05
 """Seconds after which a hop breaks off a cohort that asks for all changes of a batch together: what it has been given
 would be asked for again."""
 
+FAILED_PAUSE = 1.0
+"""Seconds after which what a thread failed at, other than at an execution, is tried again."""
+
 PING_AFTER = 1.0
 """Seconds after which a thread's idle connection is tried before it is used: the server may have restarted."""
 
@@ -85,14 +91,26 @@ class Hop:
     computed: float = 0.0
     taken: float = 0.0
     executions: int = 0
+    failed: bool = False
     overdue: asyncio.TimerHandle | None = None
 
 
-class Executor:
-    """Worker threads of one hub; every method but the threads' own is called on the event loop."""
+class Pool(Protocol):
+    """Threads that functions are run in, as ``concurrent.futures`` has it."""
 
-    def __init__(self, workers: int) -> None:
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pgnotify_gql")
+    def submit(self, function: Callable[..., R], /, *args: Any) -> Future[R]: ...
+
+
+class Executor:
+    """
+    Worker threads of one hub; every method but the threads' own is called on the event loop.
+
+    A `pool` that is given has so many workers; neither it nor its connections are looked after, or closed, here.
+    """
+
+    def __init__(self, workers: int, pool: Pool | None = None) -> None:
+        self._own = ThreadPoolExecutor(workers, thread_name_prefix="pgnotify_gql") if pool is None else None
+        self._pool: Pool = pool or self._own  # type: ignore[assignment]  # one of the two
         self._idle = workers
         self._workers = workers
         self._lanes = Lanes(workers)
@@ -148,7 +166,7 @@ class Executor:
             self._look_after_connections()
             return function(*args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        return await asyncio.wrap_future(self._pool.submit(call))
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what an application wrote: asynchronous functions on the event loop, plain ones in a worker thread."""
@@ -157,6 +175,10 @@ class Executor:
         # A decorated function may not look asynchronous.
         return await result if inspect.isawaitable(result) else result
 
+    def wait(self, future: Future[R]) -> R:
+        """Wait, in a worker thread, for what the event loop makes."""
+        return future.result()
+
     async def close(self) -> None:
         """End the threads; what is pending is dropped."""
         self._closed = True
@@ -164,12 +186,14 @@ class Executor:
         for task in awaited:
             task.cancel()
         await asyncio.gather(*awaited, return_exceptions=True)
+        if self._own is None:
+            return
         # The barrier hands one call to each thread, since a connection is closed by the thread that opened it.
         barrier = threading.Barrier(self._workers)
         for _ in range(self._workers):
-            self._pool.submit(_close_connections, barrier)
+            self._own.submit(_close_connections, barrier)
         # Without blocking the event loop, and not for ever: a thread may be in the middle of a long query.
-        ending = asyncio.create_task(asyncio.to_thread(self._pool.shutdown), name="pgnotify_gql threads")
+        ending = asyncio.create_task(asyncio.to_thread(self._own.shutdown), name="pgnotify_gql threads")
         await asyncio.wait({ending}, timeout=CLOSE_TIMEOUT)
 
     def _schedule(self, cohort: Cohort) -> None:
@@ -209,8 +233,9 @@ class Executor:
                 self._execute(hop)
                 span.set_attribute("executions", hop.executions)
         except Exception:
-            logger.exception("a worker thread failed")
-            hop.outcomes = []
+            logger.exception("a worker thread failed; what it was given is tried again")
+            _close_coroutines(hop)
+            hop.outcomes, hop.failed = [], True
         try:
             loop.call_soon_threadsafe(self._note_executed, hop)
         except RuntimeError:
@@ -228,6 +253,10 @@ class Executor:
         self._let_pass(hop)
         if self._closed:
             _close_coroutines(hop)
+            return
+        if hop.failed:
+            none: list[list[str | None]] = [[] for _ in hop.work]
+            asyncio.get_running_loop().call_later(FAILED_PAUSE, self._finish, hop, none)
             return
         self._lanes.note(hop.computed, hop.taken)
         metrics.EXECUTIONS.inc(hop.executions)
@@ -249,6 +278,7 @@ class Executor:
             self._finish(hop, settled)
 
     def _finish(self, hop: Hop, settled: list[list[str | None]]) -> None:
+        """Deliver what has come of a hop, and queue again what has not been executed."""
         self._pending -= sum(len(taken.dues) for _, taken in hop.work)
         at, sent = time.time(), 0
         for (cohort, taken), results in zip(hop.work, settled, strict=False):
@@ -295,6 +325,8 @@ class Executor:
         return 0.0 if self._closed else self._pending
 
     def _look_after_connections(self) -> None:
+        if self._own is None:
+            return
         now = time.monotonic()
         idle = now - getattr(self._used, "at", now) >= PING_AFTER
         self._used.at = now

@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from ..journal.state import Era, Joined
 from ..relay.messages import CHANGES, HEARTBEAT, ChangesMessage, HeartbeatMessage
 from .cursor import Journal
 from .intake import Intake
-from .reader import RETRY_FIRST, RETRY_MAX, HubReader, Replayers
+from .reader import RETRY_FIRST, RETRY_MAX, Reader, Replayers
 from .receiver import Layer, Receiver
 from .stretch import Stretch
 from .visitors import DISCONNECT
@@ -78,7 +78,7 @@ class Dispatcher(Protocol):
 class Feed:
     """Takes the changes of one database, that of the reader."""
 
-    def __init__(self, layer: Layer, reader: HubReader, dispatcher: Dispatcher, *, silence: float = SILENCE) -> None:
+    def __init__(self, layer: Layer, reader: Reader, dispatcher: Dispatcher, *, silence: float = SILENCE) -> None:
         self.database = reader.database
         self._receiver = Receiver(layer, reader.database, partial(dispatcher.asked, reader.database))
         self._reader = reader
@@ -161,6 +161,10 @@ class Feed:
     async def require_complete(self, position: Position) -> None:
         """Raise CursorTooOldError when some of what comes after a position has left the journal already."""
         await self._reader.require_complete(position)
+
+    def snapshot(self) -> AbstractContextManager[Joined]:
+        """Show the calling thread the database as it is now, see ``Reader.snapshot``."""
+        return self._reader.snapshot()
 
     async def know(self, journal: Journal) -> None:
         """Ask the database in which era it is, if this is not what somebody else knows."""

@@ -30,7 +30,7 @@ from .executor import Executor
 from .feed import SILENCE, Feed
 from .initial import send_state
 from .operations import AHEAD, Cohort, Due, Interest, Operation, Resync, cohort_key
-from .reader import HubReader
+from .reader import Reader
 from .receiver import Layer
 from .roll_call import RollCall
 from .stretch import Stretch
@@ -60,7 +60,7 @@ class Hub:
     def __init__(
         self,
         layer: Layer,
-        readers: Iterable[HubReader],
+        readers: Iterable[Reader],
         executor: Executor,
         *,
         silence: float = SILENCE,

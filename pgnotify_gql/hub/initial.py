@@ -23,13 +23,13 @@ from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
-from django.db import InterfaceError, OperationalError, connections, router, transaction
+from django.db import InterfaceError, OperationalError, connections, router
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from ..capture.registry import registry
 from ..errors import ConfigurationError, PgnotifyGqlError, one_line
 from ..journal.position import Position
-from ..journal.state import JOIN, Joined
+from ..journal.state import Joined
 from .cursor import Cursor, Journal
 from .operations import Interest, Operation, State
 from .payloads import Payloads
@@ -48,8 +48,6 @@ RETRY_TIME = 60.0
 
 AWAIT_TIMEOUT = 60.0
 """Seconds that a thread waits for an asynchronous resolver."""
-
-ISOLATION = "set transaction isolation level repeatable read, read only"
 
 
 class _NotLedError(PgnotifyGqlError):
@@ -74,7 +72,7 @@ async def send_state(hub: Hub, operation: Operation, state: State) -> Cursor:
             before_sleep=_tell,
             reraise=True,
         )
-        cursor: Cursor = await retrying(_Reading(state, operation.interest, spool).run, hub)
+        cursor: Cursor = await retrying(_Reading(hub, state, operation.interest, spool).run)
         spool.seek(0)
         for line in spool:
             payload = Payloads(line.decode())
@@ -92,6 +90,7 @@ def _tell(state: RetryCallState) -> None:
 class _Reading:
     """Reads a state into a file of lines, in a worker thread."""
 
+    hub: Hub
     state: State
     interest: Interest
     lines: IO[bytes]
@@ -99,16 +98,16 @@ class _Reading:
     given_up: threading.Event = field(default_factory=threading.Event)
     awaited: Future[str] | None = None
 
-    async def run(self, hub: Hub) -> Cursor:
-        known = hub.journals(self.interest)
-        cursor = await self._executed(hub)
+    async def run(self) -> Cursor:
+        known = self.hub.journals(self.interest)
+        cursor = await self._executed()
         if any(known[database].era and not journal.era for database, journal in cursor.journals.items()):
             raise _NotLedError
         return cursor
 
-    async def _executed(self, hub: Hub) -> Cursor:
+    async def _executed(self) -> Cursor:
         self.given_up.clear()
-        reading = asyncio.ensure_future(hub.executor.run(self._read))
+        reading = asyncio.ensure_future(self.hub.executor.run(self._read))
         try:
             # Shielded, and waited for: a thread cannot be stopped, and the file is its own as long as it runs.
             return await asyncio.shield(reading)
@@ -124,7 +123,7 @@ class _Reading:
         self.lines.seek(0)
         self.lines.truncate()
         databases = {database for database, _ in self.interest.models}
-        with _snapshots(databases) as joined, _replicas_refused(self.interest):
+        with _snapshots(self.hub, databases) as joined, _replicas_refused(self.interest):
             for outcome in self.state():
                 if self.given_up.is_set():
                     break
@@ -145,21 +144,14 @@ class _Reading:
         # Whoever gives up sets the event, and then cancels what there is: one of the two is seen.
         if self.given_up.is_set():
             self.awaited.cancel()
-        return self.awaited.result()
+        return self.hub.executor.wait(self.awaited)
 
 
 @contextmanager
-def _snapshots(databases: set[str]) -> Iterator[dict[str, Joined]]:
+def _snapshots(hub: Hub, databases: set[str]) -> Iterator[dict[str, Joined]]:
     """Read each database as it is now, and yield where that is."""
     with ExitStack() as held:
-        joined = {}
-        for database in sorted(databases):
-            held.enter_context(transaction.atomic(using=database, durable=True))
-            cursor = held.enter_context(connections[database].cursor())
-            cursor.execute(ISOLATION)
-            cursor.execute(JOIN)
-            joined[database] = Joined.of(cursor.fetchone())
-        yield joined
+        yield {database: held.enter_context(hub.feed(database).snapshot()) for database in sorted(databases)}
 
 
 @contextmanager

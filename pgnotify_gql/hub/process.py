@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -88,6 +90,19 @@ def current_hub() -> Hub:
             "no hub is open: subscriptions are served by GraphqlSubscriptionConsumer and GraphqlSseConsumer"
         )
     return process.hub
+
+
+@contextmanager
+def served_by(hub: Hub) -> Iterator[None]:
+    """Let a hub that somebody else has made, and closes, be the one of this event loop meanwhile."""
+    process = _processes.setdefault(asyncio.get_running_loop(), _Process())
+    assert process.hub is None, "an event loop has one hub"
+    # Held, so that the last socket does not close it.
+    process.hub, process.sockets = hub, process.sockets + 1
+    try:
+        yield
+    finally:
+        process.hub, process.sockets = None, process.sockets - 1
 
 
 async def _start(process: _Process, settings: Settings) -> None:

@@ -1,5 +1,5 @@
 """
-The hub's own connections to a journal: two for each process and database, opened when first needed.
+What a hub reads a journal with, and its own connections to one: two for each process and database, opened when needed.
 
 Used for what is rare: one for the cursor when a model is joined, and one for healing, which is done in a transaction
 that would show the other's questions the database as it was.  A database that is away is waited for.
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import psycopg
+from django.db import connections, transaction
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from ..errors import one_line
 from ..journal.position import Position
 from ..journal.reader import BATCH_ROWS, Batch, Connection, is_captured, read_missed, require_complete
-from ..journal.state import Joined, join
+from ..journal.state import JOIN, Joined, join
 
 logger = logging.getLogger("pgnotify_gql.hub")
 
@@ -32,6 +33,35 @@ REPLAYERS = 2
 RETRY_FIRST = 0.25
 RETRY_MAX = 5.0
 """Seconds: the scale of the first pause before the database is tried again, and the longest; both with jitter."""
+
+ISOLATION = "set transaction isolation level repeatable read, read only"
+
+
+class Reader(Protocol):
+    """Reads the journal of one database, given by its alias."""
+
+    database: str
+
+    async def current(self) -> Joined:
+        """Return the cursor from which only later changes are new."""
+
+    async def is_captured(self, label: str) -> bool:
+        """Return whether the database has triggers for a model."""
+
+    async def require_complete(self, position: Position) -> None:
+        """Raise CursorTooOldError unless the journal holds everything after a position."""
+
+    def missed(self, position: Position, label: str, batch_rows: int = ...) -> AsyncGenerator[Batch, None]:
+        """Yield what a model has after a position.  Raises psycopg.Error to be asked again, and CursorTooOldError."""
+
+    def snapshot(self) -> AbstractContextManager[Joined]:
+        """Show the calling thread's connection of Django the database as it is now; yield where that is."""
+
+    def another(self) -> Reader:
+        """Return a reader of the same journal that does not wait for this one."""
+
+    async def close(self) -> None:
+        """Put away what it holds; the next use opens it again."""
 
 
 class HubReader:
@@ -68,6 +98,14 @@ class HubReader:
         except psycopg.Error:
             await self._healing.close()
             raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Joined]:
+        """Hold the calling thread's connection of Django in a transaction that shows the database as it is now."""
+        with transaction.atomic(using=self.database, durable=True), connections[self.database].cursor() as cursor:
+            cursor.execute(ISOLATION)
+            cursor.execute(JOIN)
+            yield Joined.of(cursor.fetchone())
 
     def another(self) -> HubReader:
         """Return a reader of the same database, with a connection of its own."""
@@ -123,15 +161,15 @@ class _Line:
 class Replayers:
     """A few readers, each lent to one operation at a time."""
 
-    def __init__(self, reader: HubReader, count: int = REPLAYERS) -> None:
+    def __init__(self, reader: Reader, count: int = REPLAYERS) -> None:
         self._readers = [reader.another() for _ in range(count)]
-        self._free = asyncio.Queue[HubReader]()
+        self._free = asyncio.Queue[Reader]()
         self._waiting = 0
         for other in self._readers:
             self._free.put_nowait(other)
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[HubReader]:
+    async def one(self) -> AsyncIterator[Reader]:
         """Wait for a reader that nobody else uses."""
         self._waiting += 1
         try:

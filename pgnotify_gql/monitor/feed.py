@@ -8,7 +8,7 @@ with a cursor.  A schema of its own keeps it apart from the application's.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -134,7 +134,7 @@ class MonitorConsumer(GraphqlSubscriptionConsumer):
     @classmethod
     def as_asgi(
         cls, *, schema: Any = SCHEMA, middleware: Iterable[Any] | MiddlewareManager | None = ()
-    ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    ) -> Callable[[Scope, Receive, Send], Any]:
         """Return the ASGI application; the schema is the page's own, and the site's middleware not for it."""
         return super().as_asgi(schema=schema, middleware=middleware)
 
@@ -144,7 +144,7 @@ class MonitorConsumer(GraphqlSubscriptionConsumer):
         return Settings()
 
     # Plain methods run in a worker thread, where the ORM may be used.
-    def on_connect(self, payload: Mapping[str, Any]) -> bool:  # type: ignore[override]
+    def on_connect(self, payload: Mapping[str, Any]) -> bool:
         """Refuse whoever is not on the staff."""
         self._told = self._visible()
         return self._told is not None

@@ -7,13 +7,14 @@ application; each socket, and each request, is an instance of its own.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from functools import update_wrapper
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from graphql import GraphQLSchema, MiddlewareManager
+from graphql import GraphQLSchema, MiddlewareManager, validate_schema
 
 from ..conf import Settings, allows_introspection, get_settings
 from ..errors import ConfigurationError
@@ -30,9 +31,19 @@ from .protocol import acknowledgement
 from .query_limits import QueryLimits
 from .resolver_middleware import middleware_manager
 
+logger = logging.getLogger("pgnotify_gql.transport")
+
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _overridable(method: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R | Awaitable[R]]:
+    """Tell type checkers that a plain method may override an asynchronous one."""
+    return method
 
 
 def client_outbox(
@@ -79,6 +90,7 @@ class GraphqlApplication(ABC):
     """When the authentication ends, for ``on_connect`` to set: an aware datetime, or seconds since 1970, as the ``exp``
     of a token is.  A socket is closed with 4403 then, and a stream ends."""
 
+    @_overridable
     async def on_connect(self, payload: Mapping[str, Any]) -> Mapping[str, Any] | bool | None:
         """
         Decide on a ``connection_init``, whose payload is given, or on a request for a stream, which has none.
@@ -87,6 +99,7 @@ class GraphqlApplication(ABC):
         """
         return None
 
+    @_overridable
     async def on_operation(self, request: Request) -> bool | None:
         """
         Decide on an operation before it is run: its `query`, `operation_name`, `variables` and `extensions`.
@@ -114,6 +127,10 @@ class GraphqlApplication(ABC):
     def __init__(
         self, schema: GraphQLSchema, documents: Documents, middleware: MiddlewareManager | None = None
     ) -> None:
+        if not isinstance(documents, Documents):
+            # A router calls what it was given with scope, receive and send.
+            name = type(self).__name__
+            raise ConfigurationError(f"{name} is no ASGI application by itself: mount {name}.as_asgi(schema=schema)")
         self._schema = schema
         self._documents = documents
         self._middleware = middleware
@@ -121,7 +138,7 @@ class GraphqlApplication(ABC):
     @classmethod
     def as_asgi(
         cls, *, schema: Any, middleware: Iterable[Any] | MiddlewareManager | None = None
-    ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    ) -> Callable[[Scope, Receive, Send], Any]:
         """
         Return the ASGI application of a ``graphene.Schema``.  Raises ConfigurationError for anything else.
 
@@ -130,12 +147,17 @@ class GraphqlApplication(ABC):
         graphql_schema = getattr(schema, "graphql_schema", schema)
         if not isinstance(graphql_schema, GraphQLSchema):
             raise ConfigurationError(f"{cls.__name__}.as_asgi(schema=...) takes a graphene.Schema, not {schema!r}")
+        if errors := validate_schema(graphql_schema):
+            raise ConfigurationError(f"the schema is not valid: {' '.join(error.message for error in errors)}")
+        if graphql_schema.subscription_type is None:
+            logger.warning("the schema has no subscriptions: give graphene.Schema the argument subscription=")
         documents = _documents(graphql_schema, cls._limits())
         around = middleware_manager(middleware)
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:
             await cls(graphql_schema, documents, around)(scope, receive, send)
 
+        # Typed as returning anything, because path(), whose routes URLRouter takes, is typed for views only.
         return update_wrapper(application, cls, updated=())
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Tests of ``pgnotify_gql.testing``."""
