@@ -7,12 +7,16 @@ Ids are stable.  Those that ask the database run with ``manage.py check --databa
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.conf import settings as django_settings
+from django.core import mail
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
+from django.core.handlers.asgi import ASGIHandler
+from django.core.management import get_commands
 from django.db import Error as DatabaseError
 from django.db import connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -28,6 +32,9 @@ from .capture.watch import Watch
 from .errors import ConfigurationError, JournalMissingError, ReadOnlyDatabaseError, TableMissingError, WatchError
 
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
+
+WITHOUT_SOCKETS = {"django.core", "django.contrib.staticfiles"}
+"""Applications whose ``runserver`` is a WSGI server."""
 
 SECRET = re.compile(r"passw|passphrase|secret|token|credential|(api|private)_?key", re.IGNORECASE)
 """Names of fields whose values should not be copied; Django's users have a ``password``."""
@@ -179,14 +186,65 @@ def check_channel_layer(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register()
+def check_server(**kwargs: Any) -> list[CheckMessage]:
+    """
+    W008: the server that is being started speaks no WebSocket.  W009: its application takes no sockets.
+
+    Of ``runserver`` alone it is known what is being started; that of Daphne imports the application in any case.
+    """
+    if sys.argv[1:2] != ["runserver"]:
+        return []
+    if get_commands().get("runserver") not in WITHOUT_SOCKETS:
+        return _check_asgi_application(getattr(django_settings, "ASGI_APPLICATION", None))
+    return [
+        CheckWarning(
+            "this runserver is Django's own, which speaks no WebSocket: it answers subscribers with 404",
+            hint='Put "daphne" first in INSTALLED_APPS (pip install "pgnotify_gql[daphne]") and name your '
+            "ASGI_APPLICATION, or start another ASGI server in its place.",
+            id="pgnotify_gql.W008",
+        )
+    ]
+
+
+def _check_asgi_application(path: str | None) -> list[CheckMessage]:
+    try:
+        application = import_string(path) if path else None
+    except Exception:
+        return []  # the server says so, with a traceback
+    if not isinstance(application, ASGIHandler):
+        return []
+    return [
+        CheckWarning(
+            f"{path} is Django's own ASGI application, which takes HTTP only: subscribers get an error",
+            hint='Wrap it: ProtocolTypeRouter({"http": get_asgi_application(), "websocket": ...}), with '
+            "GraphqlSubscriptionConsumer.as_asgi(schema=schema) in the place of the dots.",
+            id="pgnotify_gql.W009",
+        )
+    ]
+
+
+@register()
 def check_subscriptions(**kwargs: Any) -> list[CheckMessage]:
     """
-    E007: a model subscription that cannot work.  W007: one that tells nobody of rows that have gone.
+    E007: a subscription that cannot work.  W007: one that tells nobody of rows that have gone.
 
-    Those of the schema that GRAPHENE names.
+    Those of the schema that GRAPHENE names.  W010: it names one that is not there.
     """
     found: list[CheckMessage] = []
-    for subscription in _model_subscriptions():
+    try:
+        subscriptions = _model_subscriptions()
+    except ConfigurationError as error:
+        # Raised by the class statement: the schema cannot be imported.
+        return [Error(str(error), id="pgnotify_gql.E007")]
+    except ImportError as error:
+        return [
+            CheckWarning(
+                f"the schema that GRAPHENE['SCHEMA'] names cannot be imported: {error}",
+                hint='It is a path such as "chat.schema.schema"; without it subscriptions are not checked.',
+                id="pgnotify_gql.W010",
+            )
+        ]
+    for subscription in subscriptions:
         found += [
             Error(f"{subscription.__name__}: {mistake}", obj=subscription, id="pgnotify_gql.E007")
             for mistake in subscription.mistakes()
@@ -212,13 +270,11 @@ def _check_can_see_of(subscription: Any) -> list[CheckMessage]:
 
 
 def _model_subscriptions() -> list[Any]:
+    """Return those of the schema that GRAPHENE names.  Raises ImportError, and ConfigurationError."""
     name = getattr(django_settings, "GRAPHENE", {}).get("SCHEMA")
     if not name:
         return []
-    try:
-        schema = import_string(name) if isinstance(name, str) else name
-    except ImportError:
-        return []  # graphene-django says so, to whoever needs the schema
+    schema = import_string(name) if isinstance(name, str) else name
     # Its resolvers are methods of what it was mounted from.
     graphql_schema = getattr(schema, "graphql_schema", schema)
     fields = graphql_schema.subscription_type.fields.values() if graphql_schema.subscription_type else ()
@@ -237,6 +293,8 @@ def check_triggers(*, databases: Sequence[str] | None = None, **kwargs: Any) -> 
     found: list[CheckMessage] = []
     if conf.find_mistakes(getattr(django_settings, conf.NAME, {})):
         return found  # check_settings reports them
+    if hasattr(mail, "outbox"):
+        return found  # within tests, which install triggers where they need them
     rings = conf.get_settings().WAKE == "notify"
     for alias in databases or ():
         connection = connections[alias]

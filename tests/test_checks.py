@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
 import pytest
-from django.core import checks
+from django.apps import apps
+from django.core import checks, mail
 from django.core.checks import CheckMessage
+from django.core.handlers.asgi import ASGIHandler
 from django.core.management import call_command
 from django.db import connections, models
 from django.db.models import Q
@@ -24,6 +28,8 @@ from tests.support.watched import ITEM_SQL, Item, make_model
 TWO_PHASE_COMMIT = "pgnotify_gql.W006"
 
 IN_MEMORY = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+PLAIN_APPLICATION = ASGIHandler()
+
 REDIS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
 
 
@@ -32,7 +38,11 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """A registry with a watch of items, in place of the one that holds the example's watches."""
     registry = Registry()
     registry.add(Watch(Item, ("name",)))
-    for module in ("pgnotify_gql.checks", "pgnotify_gql.management.commands.install_triggers"):
+    for module in (
+        "pgnotify_gql.checks",
+        "pgnotify_gql.capture.installed",
+        "pgnotify_gql.management.commands.install_triggers",
+    ):
         monkeypatch.setattr(f"{module}.registry", registry)
     return registry
 
@@ -180,6 +190,69 @@ class TestSettings:
     def test_w001_is_about_nothing_else(self, layers: Any, inline: bool) -> None:
         with override_settings(CHANNEL_LAYERS=layers, PGNOTIFY_GQL={"INLINE_LISTENER": inline}):
             assert ids() == []
+
+
+class TestServer:
+    @pytest.mark.parametrize("application", ["django.core", "django.contrib.staticfiles"])
+    def test_w008_is_a_runserver_that_speaks_no_websocket(
+        self, monkeypatch: pytest.MonkeyPatch, application: str
+    ) -> None:
+        running(monkeypatch, "runserver", application)
+        message = sentence("pgnotify_gql.W008")
+        assert message.startswith("this runserver is Django's own, which speaks no WebSocket")
+        assert 'Put "daphne" first in INSTALLED_APPS' in message
+
+    @pytest.mark.parametrize(
+        ("command", "application"), [("runserver", "daphne"), ("check", "django.core"), ("migrate", "django.core")]
+    )
+    def test_w008_is_about_nothing_else(self, monkeypatch: pytest.MonkeyPatch, command: str, application: str) -> None:
+        running(monkeypatch, command, application)
+        assert ids() == []
+
+    def test_w009_is_an_application_that_takes_no_sockets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with override_settings(ASGI_APPLICATION="tests.test_checks.PLAIN_APPLICATION"):
+            assert ids() == []  # it is not known what is being started
+            running(monkeypatch, "runserver", "daphne")
+            message = sentence("pgnotify_gql.W009")
+        assert message.startswith("tests.test_checks.PLAIN_APPLICATION is Django's own ASGI application")
+        assert "GraphqlSubscriptionConsumer.as_asgi(schema=schema)" in message
+
+    @pytest.mark.parametrize("application", [None, "example.asgi.application", "tests.nowhere.application"])
+    def test_w009_is_about_nothing_else(self, monkeypatch: pytest.MonkeyPatch, application: str | None) -> None:
+        running(monkeypatch, "runserver", "daphne")
+        with override_settings(ASGI_APPLICATION=application):
+            assert ids() == []
+
+
+def running(monkeypatch: pytest.MonkeyPatch, command: str, runserver_of: str) -> None:
+    """Let this process be that of a command, in a project whose ``runserver`` an application has."""
+    monkeypatch.setattr("sys.argv", ["manage.py", command])
+    monkeypatch.setattr("pgnotify_gql.checks.get_commands", lambda: {"runserver": runserver_of})
+
+
+class TestInstalled:
+    def test_e009_is_a_watch_without_the_application(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(apps, "is_installed", lambda name: name != "pgnotify_gql")
+        message = sentence("pgnotify_gql.E009")
+        assert message.startswith("stock.item: watched, but pgnotify_gql is not in INSTALLED_APPS")
+        assert 'Add "pgnotify_gql" to INSTALLED_APPS' in message
+
+    def test_e009_is_not_about_a_project_that_watches_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, registry: Registry
+    ) -> None:
+        registry.remove("stock.item")
+        monkeypatch.setattr(apps, "is_installed", lambda name: name != "pgnotify_gql")
+        assert ids() == []
+
+    def test_e009_is_registered_by_the_first_watch_and_not_by_the_application(self) -> None:
+        """Or it would be missing where it is needed."""
+        program = (
+            "import django; from django.conf import settings; settings.configure(); django.setup();"
+            "import pgnotify_gql.capture; from django.core.checks.registry import registry;"
+            "print([check.__name__ for check in registry.registered_checks if 'pgnotify_gql' in check.__module__])"
+        )
+        output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+        assert output.stdout == "['check_installed']\n"
 
 
 class TestWatches:
@@ -355,6 +428,15 @@ class TestTriggers:
     def test_no_database_is_asked_unless_it_is_named(self) -> None:
         """The settings of the test run lead to no database: asking it would fail."""
         assert ids() == []
+
+    def test_within_tests_nothing_is_said_of_triggers(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Their database has none until a test installs them; Django's test environment is known by its outbox."""
+        call_command("uninstall_triggers", stdout=StringIO())
+        assert ids("default") == ["pgnotify_gql.W003"]
+        monkeypatch.setattr(mail, "outbox", [], raising=False)
+        assert ids("default") == []
 
     def test_a_database_that_is_down_is_left_to_the_checks_of_django(self) -> None:
         from pgnotify_gql.checks import check_triggers

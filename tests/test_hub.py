@@ -832,6 +832,19 @@ async def test_joining_while_another_model_is_healed_uses_one_connection(databas
 
 
 @pytest.mark.postgres("18")
+async def test_a_database_without_a_journal_is_waited_for_and_the_log_says_how_to_make_one(
+    empty_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = HubReader(opener(empty_database.conninfo, 0, "test hub"))
+    asking = asyncio.create_task(reader.current())
+    await eventually(lambda: "manage.py migrate pgnotify_gql --database default" in caplog.text)
+    assert "does not exist" not in caplog.text
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await reader.close()
+
+
+@pytest.mark.postgres("18")
 async def test_a_model_that_is_fed_can_be_joined_and_left_while_another_one_waits_for_the_database(
     database_triggers: Database,
 ) -> None:

@@ -74,7 +74,15 @@ def test_one_of_insertions_alone_needs_no_decision() -> None:
     assert found(decides=False, kinds=["INSERT"]) == []
 
 
-@pytest.mark.parametrize("schema", ["", "no.such.module.schema"])
-def test_without_a_schema_nothing_is_said(schema: str) -> None:
+def test_without_a_schema_nothing_is_said() -> None:
+    with override_settings(GRAPHENE={"SCHEMA": ""}):
+        assert not [each for each in checks.run_checks() if str(each.id).startswith("pgnotify_gql.")]
+
+
+@pytest.mark.parametrize("schema", ["no.such.module.schema", "example.schema.schemer"])
+def test_w010_is_a_schema_that_is_not_there(schema: str) -> None:
     with override_settings(GRAPHENE={"SCHEMA": schema}):
-        assert not [each for each in checks.run_checks() if str(each.id).endswith("007")]
+        [message] = [each for each in checks.run_checks() if str(each.id).startswith("pgnotify_gql.")]
+    assert message.id == "pgnotify_gql.W010"
+    assert message.msg.startswith("the schema that GRAPHENE['SCHEMA'] names cannot be imported: ")
+    assert "chat.schema.schema" in str(message.hint)

@@ -11,6 +11,7 @@ Does not guarantee that anybody reads it: that is the listener's part.  Does not
 On failure nothing is half done: installing is one transaction a table, with a short lock timeout.
 """
 
+from . import installed  # noqa: F401  (registers its check)
 from .context import change_context, suppress_changes
 from .kinds import Kind
 from .registry import notify_on_model_changes

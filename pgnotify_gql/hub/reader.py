@@ -16,9 +16,10 @@ from typing import Protocol, TypeVar
 
 import psycopg
 from django.db import connections, transaction
+from psycopg.errors import InvalidSchemaName, UndefinedTable
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from ..errors import one_line
+from ..errors import JournalMissingError, one_line
 from ..journal.position import Position
 from ..journal.reader import BATCH_ROWS, Batch, Connection, is_captured, read_missed, require_complete
 from ..journal.state import JOIN, Joined, join
@@ -127,10 +128,11 @@ class HubReader:
         try:
             return await question(await self._asking.opened())
         except psycopg.Error as error:
+            missing = isinstance(error, UndefinedTable | InvalidSchemaName)
             logger.warning(
                 "the journal of database %s cannot be read for subscribers (%s); trying again",
                 self.database,
-                one_line(error),
+                one_line(JournalMissingError(self.database) if missing else error),
             )
             await self._asking.close()
             raise

@@ -66,7 +66,7 @@ class ModelOptions:
         return own or managed or bool(self.select_related or self.prefetch_related)
 
 
-class ModelSubscription(Subscription):
+class ModelSubscription(Subscription, abstract=True):
     """
     The changes of a model's rows, as a subscription field.
 
@@ -95,9 +95,6 @@ class ModelSubscription(Subscription):
     output type's ``get_queryset``.  Arguments and filter name captured columns.  Raises ConfigurationError.
     """
 
-    class Meta:
-        abstract = True
-
     can_see: Any = None
     """
     ``can_see(cls, change, info)`` returns whether the subscriber could see the row as it was, from ``change.old``.
@@ -105,7 +102,9 @@ class ModelSubscription(Subscription):
     Asked for a row that was deleted, has left, or is hidden now.  Without it nobody is told of those.
     """
 
+    Arguments: Any
     _rows: ModelOptions
+    _methods = (*Subscription._methods, "can_see")
 
     @classmethod
     def __init_subclass_with_meta__(
@@ -145,13 +144,13 @@ class ModelSubscription(Subscription):
         super().__init_subclass_with_meta__(payload, description, **options)
 
     @classmethod
-    def subscribe(cls, info: GraphQLResolveInfo, /, kinds: Any = None, **arguments: Any) -> list[Topic]:
+    def subscribe(cls, info: GraphQLResolveInfo, /, *, kinds: Any = None, **arguments: Any) -> list[Topic]:
         """Return the topic of the arguments."""
         return [cls._topic(info, arguments)]
 
     @classmethod
     def next(
-        cls, change: Change, info: GraphQLResolveInfo, /, kinds: Collection[Kind] | None = None, **arguments: Any
+        cls, change: Change, info: GraphQLResolveInfo, /, *, kinds: Collection[Kind] | None = None, **arguments: Any
     ) -> RowChange | None:
         """Return what the subscriber is told of a change, or None."""
         if change.kind not in cls._rows.kinds or (kinds is not None and change.kind not in kinds):
@@ -173,7 +172,7 @@ class ModelSubscription(Subscription):
         return RowChange(change.kind, change.pk, Transition.LEAVE)
 
     @classmethod
-    def state(cls, info: GraphQLResolveInfo, /, kinds: Any = None, **arguments: Any) -> Iterator[RowChange]:
+    def state(cls, info: GraphQLResolveInfo, /, *, kinds: Any = None, **arguments: Any) -> Iterator[RowChange]:
         """Yield the rows that the subscriber can see."""
         conditions = cls._conditions(info, arguments)
         rows = cls._queryset(info, **conditions).filter(_condition(cls._rows.filter, arguments) or Q())

@@ -10,18 +10,27 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import graphene
 from django.db.models import QuerySet
 from graphene.types.base import BaseOptions
 from graphene.utils.props import props
-from graphene.utils.subclass_with_meta import SubclassWithMeta
 from graphql import GraphQLResolveInfo
 
 from ..errors import ConfigurationError
 from ..hub import Audience, Current, Event, Interest, Topic, current_hub
 from .fields import SubscriptionField
+
+if TYPE_CHECKING:
+    # graphene is untyped, and whatever were asked of a class that inherits from an untyped one would be there.
+    class SubclassWithMeta:
+        def __init_subclass__(cls, **options: Any) -> None: ...
+
+        @classmethod
+        def __init_subclass_with_meta__(cls, **options: Any) -> None: ...
+else:
+    from graphene.utils.subclass_with_meta import SubclassWithMeta
 
 STATE_ROWS = 1_000
 """Rows of a query set in memory while it is sent as a state."""
@@ -35,7 +44,7 @@ class SubscriptionOptions(BaseOptions):  # type: ignore[misc]  # graphene is unt
     arguments: dict[str, Any]
 
 
-class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyped
+class Subscription(SubclassWithMeta):
     """
     A subscription field.
 
@@ -67,6 +76,7 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
 
     audience: Audience = Audience.NOBODY
     _meta: SubscriptionOptions
+    _methods: tuple[str, ...] = ("subscribe", "next", "state", "depends_on")
 
     @classmethod
     def __init_subclass_with_meta__(
@@ -77,6 +87,9 @@ class Subscription(SubclassWithMeta):  # type: ignore[misc]  # graphene is untyp
         for name in ("subscribe", "next"):
             if getattr(cls, name) is None:
                 raise ConfigurationError(f"{cls.__name__} needs a classmethod {name}()")
+        for name in cls._methods:
+            if inspect.isfunction(inspect.getattr_static(cls, name)):
+                raise ConfigurationError(f"{cls.__name__}.{name}() is called on the class: put @classmethod above it")
         cls._check_state(initial)
         meta = SubscriptionOptions(cls)
         meta.name = options.pop("name", None) or cls.__name__

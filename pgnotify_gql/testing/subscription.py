@@ -41,7 +41,7 @@ class TestSubscription:
         ResyncError, SocketClosedError.
         """
         result = self.result()
-        while (result.get("extensions") or {}).get("live"):
+        while _is_marker(result):
             result = self.result()
         if resync := (result.get("extensions") or {}).get("resync"):
             raise ResyncError(f"changes are lost: {resync.get('reason')}")
@@ -60,8 +60,8 @@ class TestSubscription:
         return result
 
     def nothing(self) -> None:
-        """Raise UnexpectedResultError if something was sent that was not read."""
-        self._communicator._settle()
+        """Raise UnexpectedResultError if something was sent and not read, other than that the state is complete."""
+        self._settle()
         if self._results:
             raise UnexpectedResultError(f"{len(self._results)} were sent: {list(self._results)}")
         if self._errors:
@@ -73,9 +73,10 @@ class TestSubscription:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the data of each result that is there."""
-        self._communicator._settle()
+        self._settle()
         while self._results:
             yield self.next()
+            self._settle()
 
     anext = in_test_thread(next)  # noqa: A003  (the method)
     aresult = in_test_thread(result)
@@ -85,6 +86,11 @@ class TestSubscription:
     async def __aiter__(self) -> AsyncIterator[Any]:
         for data in await in_test_thread(list)(self):
             yield data
+
+    def _settle(self) -> None:
+        self._communicator._settle()
+        while self._results and _is_marker(self._results[0]):
+            self.result()
 
     def _take(self, kind: str, payload: Any) -> None:
         """Note a message; called on the event loop of the server."""
@@ -108,3 +114,8 @@ class TestSubscription:
         raise NothingSentError(
             "nothing was sent: no change that was pumped is one of its topics, or next() has returned None for each"
         )
+
+
+def _is_marker(result: Payload) -> bool:
+    """Return whether it only says that the state is complete."""
+    return bool((result.get("extensions") or {}).get("live"))

@@ -11,6 +11,7 @@ On failure of one operation the others of the socket go on; on failure of the so
 """
 
 from .consumer import GraphqlSubscriptionConsumer
+from .frames import Request
 from .presence import adisconnect_user, disconnect_user
 from .sse import GraphqlSseConsumer
 from .views import health, metrics, readiness
@@ -18,6 +19,7 @@ from .views import health, metrics, readiness
 __all__ = [
     "GraphqlSseConsumer",
     "GraphqlSubscriptionConsumer",
+    "Request",
     "adisconnect_user",
     "disconnect_user",
     "health",

@@ -31,6 +31,7 @@ from pgnotify_gql.testing import (
     NotOpenError,
     NotSettledError,
     SubscriptionTestError,
+    UnexpectedResultError,
     pump,
     server,
 )
@@ -282,6 +283,19 @@ class TestInitialState:
         assert told[0] == [(None, "one"), ("INSERT", "two"), ("INSERT", "three")]
         assert sorted(told[1][:2]) == [(None, "one"), (None, "two")]
         assert told[1][2:] == [("INSERT", "three")]
+
+    def test_that_it_is_complete_is_nothing_to_read(self, room: Room) -> None:
+        room.say("one")
+        with GraphqlCommunicator(graphene.Schema(query=Query, subscription=InitialSubscriptions)) as client:
+            changes = client.subscribe(self.QUERY)
+            assert len(list(changes)) == 1
+            assert changes.cursor is not None
+            changes.nothing()
+            assert list(changes) == []
+            room.say("two")
+            pump()
+            with pytest.raises(UnexpectedResultError):
+                changes.nothing()
 
 
 class TestCommitted:

@@ -1,0 +1,1 @@
+"""What follows the tutorial: its blocks, and the terminals in which they are run."""
