@@ -13,14 +13,14 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 .PHONY: help demo test coverage matrix check docs bench clean
 
 help:
-	@echo "make demo    run the example: PostgreSQL, the chat and GraphiQL, at a URL that it prints"
-	@echo "make test    run all tests; what is not installed is skipped by name (ARGS='-k word' goes to pytest)"
-	@echo "make check   ruff and mypy"
-	@echo "make coverage run all tests and measure them; fails below 95 % of lines and branches"
-	@echo "make matrix  run some tests with other Pythons, Djangos, PostgreSQLs and dependencies (ARGS=-l lists them)"
-	@echo "make docs    build the documentation, and run its examples (into build/docs)"
-	@echo "make bench   measure everything, for an hour or more (ARGS='--quick', ARGS='write-cost', ARGS=--help)"
-	@echo "make clean   remove the environment and everything that was made"
+	@echo "make demo      run the example: PostgreSQL, the chat and GraphiQL, at a URL that it prints"
+	@echo "make test      run all tests; what is not installed is skipped by name (ARGS='-k word' goes to pytest)"
+	@echo "make check     ruff and mypy"
+	@echo "make coverage  run all tests and measure them; fails below 95 % of lines and branches"
+	@echo "make matrix    run some tests with other Pythons, Djangos, PostgreSQLs and dependencies (ARGS=-l lists them)"
+	@echo "make docs      build the documentation, and run its examples (into build/docs)"
+	@echo "make bench     measure everything, for an hour or more (ARGS='--quick', ARGS='write-cost', ARGS=--help)"
+	@echo "make clean     remove the environment and everything that was made"
 	@echo
 	@echo "PYTHON=python3.12 make ... takes that Python; REQUIRE_ALL=1 make test fails where a test is skipped."
 
