@@ -13,9 +13,9 @@ It needs nox and uv, and the Pythons that it is asked for; one that is not insta
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import nox
-from nox._parametrize import Param
 
 nox.needs_version = ">= 2025.11.12"
 nox.options.default_venv_backend = "uv"
@@ -56,7 +56,7 @@ TELLING = (
 """Tests that touch every package that we depend on, for a minute in all."""
 
 
-def combinations() -> list[Param]:
+def combinations() -> list[Any]:
     """Return the parameters of each combination that there can be, with its name."""
     made = []
     for python, django, age, postgres in itertools.product(PYTHONS, DJANGOS, DEPENDENCIES, POSTGRES):

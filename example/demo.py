@@ -203,6 +203,8 @@ def say_welcome(host: str, port: int) -> None:
     say("GraphiQL", f"{site}/graphiql/")
     say("Monitor", f"{site}/monitor/ (as alice)")
     say("Log in as", "alice (password alice) or bob (password bob); use two browsers for both")
+    cookie = settings.SESSION_COOKIE_NAME
+    say("Socket", f"ws{site.removeprefix('http')}/graphql/ (a script sends the cookie {cookie} and an Origin)")
     say()
     say("Raw SQL", settings.DEMO_PSQL)
     say("Paste there", sample_insert())

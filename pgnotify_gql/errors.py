@@ -7,9 +7,21 @@ do.  Errors of the driver are wrapped where they are met, with ``from``.
 
 from __future__ import annotations
 
+from traceback import walk_tb
+
 
 class PgnotifyGqlError(Exception):
     """Base of everything this package raises on purpose."""
+
+    @property
+    def filename(self) -> str | None:
+        """
+        The file that was being imported when it was raised, if one was.
+
+        Django's autoreloader asks for it: it then watches the file with the mistake, and not ours, which has raised.
+        """
+        importing = [frame.f_code for frame, _ in walk_tb(self.__traceback__) if frame.f_code.co_name == "<module>"]
+        return importing[-1].co_filename if importing else None
 
 
 class ConfigurationError(PgnotifyGqlError):

@@ -62,7 +62,7 @@ pytestmark = pytest.mark.postgres("18")
 SOON = 0.5
 """Seconds in which hubs in the process of the test answer."""
 
-NOBODY = "nobody leads: it waits in the journal until `manage.py run_listener` runs"
+NOBODY = "nobody leads: it waits in the journal until somebody subscribes (INLINE_LISTENER)"
 
 
 class Silent(Subscriber):
@@ -536,7 +536,7 @@ class TestWithout:
         (change,) = explanation.changes
         assert stages(change)["relayed"] == Stage("relayed", False, None, NOBODY)
         assert stages(change)["hub"].ok is None
-        assert stages(change)["hub"].text.startswith("no process has answered")
+        assert stages(change)["hub"].text.startswith("servers cannot be asked from here")
         assert "the channel layer is in memory: no other process than this one can be asked" in explanation.notes
 
     async def test_a_channel_layer_that_works_the_rest_is_told(self, database_triggers: Database, room: Room) -> None:
@@ -714,7 +714,7 @@ class TestCommand:
         assert re.fullmatch(r"INSERT at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", lines[0])
         assert re.fullmatch(r"  captured  yes \d\d:\d\d:\d\d\.\d{3}  journal row \d+ of transaction \d+", lines[1])
         assert lines[2] == f"  relayed   NO  {' ' * 12}  {NOBODY}"
-        assert lines[3].startswith(f"  hub       ?   {' ' * 12}  no process has answered")
+        assert lines[3].startswith(f"  hub       ?   {' ' * 12}  servers cannot be asked")
 
     def test_prints_one_object_of_json(self, room: Room) -> None:
         (key,) = room.say("hello")

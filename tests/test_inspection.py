@@ -98,6 +98,11 @@ class TestListener:
             "nobody leads: changes wait in the journal until `manage.py run_listener` runs"
         )
 
+    def test_that_is_not_there_is_as_it_should_be_where_listeners_run_inside_servers(self) -> None:
+        nobody = replace(QUIET, leader=None, relayed_at=None)
+        text = as_text(nobody, database="default", retention=3600, lease=LEASE, inline=True)
+        assert "nobody leads: with INLINE_LISTENER one does while somebody subscribes" in text
+
     def test_and_writers_of_a_replica_are_its_primarys_to_tell(self) -> None:
         found = lines(leader=None, replica=True, writers=(WRITER,))
         assert found["listener"] == "this is a replica; who leads is known to its primary"

@@ -30,7 +30,8 @@ from tests.support.feed import RARELY, Recorder, Room, eventually, leading, lock
 from tests.support.postgres import PostgresServer
 from tests.support.processes import CHECKOUT, PgBouncer, project_environment
 
-NOBODY = "nobody leads: changes wait in the journal until `manage.py run_listener` runs"
+NOBODY = "nobody leads: with INLINE_LISTENER one does while somebody subscribes, and changes wait meanwhile"
+"""The example's listeners run inside its server."""
 
 LABELS = ["listener", "relayed", "lag", "size", "slot 0", "slot 1", "slot 2", "oldest row", "retention"]
 
@@ -139,7 +140,7 @@ class TestListener:
             terminate(database_triggers, "test leader")
         with override_settings(PGNOTIFY_GQL={"SESSION_TIMEOUT": 600.0}):
             assert "or has just gone" in (await asyncio.to_thread(shown))["listener"]
-        with override_settings(PGNOTIFY_GQL={"SESSION_TIMEOUT": 0.001}):
+        with override_settings(PGNOTIFY_GQL={"SESSION_TIMEOUT": 0.001, "INLINE_LISTENER": True}):
             assert (await asyncio.to_thread(shown))["listener"] == NOBODY
 
 

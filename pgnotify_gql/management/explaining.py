@@ -229,7 +229,7 @@ class _Explaining:
         stages = [
             Stage("captured", True, row.at, f"journal row {row.id} of transaction {row.xid}"),
             self._relayed(row.xid, inspection, bool(received)),
-            _hub_stage(hubs, received),
+            _hub_stage(hubs, received, alone=isinstance(self._layer, InMemoryChannelLayer)),
         ]
         return ChangeReport(row.id, row.xid, row.kind, row.at, stages, hubs or ())
 
@@ -244,6 +244,8 @@ class _Explaining:
             text = f"not yet: a listener leads, backend {inspection.leader.pid}, and has not come to it"
         elif inspection.is_leased(self._settings.SESSION_TIMEOUT):
             text = "not yet: a listener leads through a pooler, or has just gone"
+        elif self._settings.INLINE_LISTENER:
+            text = "nobody leads: it waits in the journal until somebody subscribes (INLINE_LISTENER)"
         else:
             text = "nobody leads: it waits in the journal until `manage.py run_listener` runs"
         return Stage("relayed", False, None, text)
@@ -273,14 +275,16 @@ def _hub_report(answer: Mapping[str, Any], place: int) -> HubReport:
     return HubReport(answer["process"], _time(told["received_at"]), told["text"], operations)
 
 
-def _hub_stage(hubs: Sequence[HubReport] | None, received: Sequence[datetime]) -> Stage:
+UNANSWERED = "no process has answered: none has a socket open, or they are on another channel layer, or they are stuck"
+
+UNREACHED = "servers cannot be asked from here, since the channel layer is in memory; the monitor can ask its own"
+
+
+def _hub_stage(hubs: Sequence[HubReport] | None, received: Sequence[datetime], *, alone: bool) -> Stage:
     if hubs is None:
         return Stage("hub", None, None, "no hub was asked")
     if not hubs:
-        return Stage(
-            "hub", None, None,
-            "no process has answered: none has a socket open, or they are on another channel layer, or they are stuck",
-        )  # fmt: skip
+        return Stage("hub", None, None, UNREACHED if alone else UNANSWERED)
     answered = f"{len(hubs)} processes" if len(hubs) > 1 else "one process"
     text = f"{answered} answered, received by {len(received)}"
     return Stage("hub", bool(received), received[0] if received else None, text)

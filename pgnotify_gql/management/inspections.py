@@ -42,15 +42,20 @@ def as_json(inspection: Inspection, *, database: str, retention: float) -> str:
     return json.dumps(described, cls=DjangoJSONEncoder)
 
 
-def as_text(inspection: Inspection, *, database: str, retention: float, lease: float) -> str:
-    """Return the lines; `lease` is for how many seconds a leader behind a pooler is believed to be there."""
+def as_text(inspection: Inspection, *, database: str, retention: float, lease: float, inline: bool = False) -> str:
+    """
+    Return the lines.
+
+    `lease` is for how many seconds a leader behind a pooler is believed to be there, `inline` whether listeners run
+    inside server processes.
+    """
     lines = [f"Journal of database '{database}' at {_local(inspection.at)}"]
-    lines += [f"{what:<{WIDTH}} {text}".rstrip() for what, text in _lines(inspection, retention, lease)]
+    lines += [f"{what:<{WIDTH}} {text}".rstrip() for what, text in _lines(inspection, retention, lease, inline)]
     return "\n".join(lines)
 
 
-def _lines(inspection: Inspection, retention: float, lease: float) -> Iterator[tuple[str, str]]:
-    yield "listener", _listener(inspection, lease)
+def _lines(inspection: Inspection, retention: float, lease: float, inline: bool) -> Iterator[tuple[str, str]]:
+    yield "listener", _listener(inspection, lease, inline)
     stored = f", stored {_ago(inspection, inspection.relayed_at)}" if inspection.relayed_at else ""
     yield "relayed", f"snapshot {inspection.relayed}{stored}"
     yield "lag", _lag(inspection)
@@ -70,7 +75,7 @@ def _lines(inspection: Inspection, retention: float, lease: float) -> Iterator[t
         yield "  the oldest", _writer(inspection, inspection.writers[0])
 
 
-def _listener(inspection: Inspection, lease: float) -> str:
+def _listener(inspection: Inspection, lease: float, inline: bool) -> str:
     leader = inspection.leader
     if inspection.replica:
         return "this is a replica; who leads is known to its primary"
@@ -82,6 +87,8 @@ def _listener(inspection: Inspection, lease: float) -> str:
         return f"backend {leader.pid}{place} leads, {state}, in epoch {inspection.epoch}{stuck}"
     if inspection.is_leased(lease):
         return f"one leads through a pooler, or has just gone, in epoch {inspection.epoch}"
+    if inline:
+        return "nobody leads: with INLINE_LISTENER one does while somebody subscribes, and changes wait meanwhile"
     return "nobody leads: changes wait in the journal until `manage.py run_listener` runs"
 
 

@@ -51,7 +51,13 @@ class Command(BaseCommand):
             self.stdout.write(as_json(inspection, database=alias, retention=settings.RETENTION))
         else:
             self.stdout.write(
-                as_text(inspection, database=alias, retention=settings.RETENTION, lease=settings.SESSION_TIMEOUT)
+                as_text(
+                    inspection,
+                    database=alias,
+                    retention=settings.RETENTION,
+                    lease=settings.SESSION_TIMEOUT,
+                    inline=settings.INLINE_LISTENER,
+                )
             )
         if most is not None and inspection.lag > most:
             raise CommandError(
