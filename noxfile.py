@@ -46,9 +46,10 @@ TELLING = (
     "tests/test_install_triggers.py",  # Django's schemas and commands, SQL
     "tests/test_instance.py",  # values of psycopg as those of Django's fields
     "tests/test_listener.py",  # psycopg's connections, tenacity
-    "tests/test_model_subscription_queries.py",  # graphene-django
+    "tests/test_model_subscription.py",  # graphene-django
     "tests/test_relay.py",  # channels, both layers of channels_redis
-    "tests/test_sockets_on_servers.py",  # daphne, uvicorn, websockets
+    # daphne, uvicorn, websockets
+    "tests/test_sockets_on_servers.py::test_queries_mutations_and_errors_travel_over_both_subprotocols",
     "tests/test_subscription.py",  # graphene, graphql-core
     "tests/test_tracing.py",  # opentelemetry
     "tests/test_verification_options.py",  # rich

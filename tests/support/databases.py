@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import uuid4
-from weakref import WeakSet
 
 import psycopg
 from django.core.management import call_command
@@ -23,7 +22,7 @@ TEMPLATE = "migrated"
 
 # The wrappers of all threads that ever connected: `connections.close_all()` closes those of its own thread
 # only, and a worker thread would go on to use the database of the test before.
-_connected: WeakSet[BaseDatabaseWrapper] = WeakSet()
+_connected: set[BaseDatabaseWrapper] = set()
 
 
 def _remember(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
