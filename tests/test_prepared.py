@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import gc
+import weakref
 from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,23 @@ async def test_a_coroutine_that_a_property_makes_is_not_left_unawaited() -> None
     for _ in range(2):
         found = await settled(prepared.execute(Fragile(), None))
         assert found.data == {"node": {"number": 1, "real": 1.5}}
+
+
+class Kept(SimpleNamespace):
+    """May be referred to weakly."""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_nothing_of_an_execution_stays_when_it_is_over(times: int) -> None:
+    """Each operation has a request; the changes of a batch, a hundred for each, would stay as long as it does."""
+    prepared = PreparedRequest(SCHEMA, parse("{ node { number later } }"), None, {})
+    for _ in range(times):
+        root, context = Kept(**PLAIN), Kept()
+        await settled(prepared.execute(root, context))
+        kept = weakref.ref(root), weakref.ref(context)
+        del root, context
+        gc.collect()
+        assert [reference() for reference in kept] == [None, None]
 
 
 async def settled(result: Any) -> ExecutionResult:

@@ -228,8 +228,9 @@ class PreparedRequest:
         built.leaves, built.selected = {}, []
         if not _is_immutable(built.variable_values):
             return built
-        self._built = built
-        return _copy(built, root, context)
+        # Kept without what this execution is of: that holds the changes of its batch, up to a hundred of them.
+        self._built = _copy(built, None, None)
+        return built
 
 
 class _Begun:

@@ -349,6 +349,8 @@ class TestSeveralDatabases:
                 assert pump() == []
         finally:
             declared._remove_databases_failures()
+            # Of every connection, in every thread: it would stay for the tests that follow.
+            declared.doClassCleanups()
 
 
 class TestWhatIsMissing:
