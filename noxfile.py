@@ -1,11 +1,10 @@
 """
-The suite with other Pythons, Djangos, PostgreSQLs and dependencies than those of `make test`; and its coverage.
+The suite with other Pythons, Djangos, PostgreSQLs and dependencies than those of `make test`.
 
     nox -l                                        lists every combination
     nox                                           runs three, from the oldest corner to the newest, on some of the tests
     nox -s "tests(3.12, Django 5.2, newest, PostgreSQL 18)" -- tests
                                                   runs one, on all tests
-    nox -s coverage                               measures a run of the whole suite, and fails below 95 %
 
 It needs nox and uv, and the Pythons that it is asked for; one that is not installed is skipped by name.
 """
@@ -78,13 +77,3 @@ def tests(session: nox.Session, django: str, age: str, postgres: str) -> None:
     chosen = session.posargs or ["-n", "2", *TELLING]
     plugin = ["-p", "tests.support.versions", "--postgres", postgres]
     session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *chosen)
-
-
-@nox.session
-def coverage(session: nox.Session) -> None:
-    """Measure lines and branches of the package under the whole suite, or the tests that are given; 95 % are needed."""
-    session.install("--editable", ".[test]")
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *(session.posargs or ["-n", "3"]))
-    session.run("coverage", "combine", "--quiet")
-    session.run("coverage", "report")

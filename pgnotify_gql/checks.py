@@ -271,7 +271,7 @@ def _check_can_see_of(subscription: Any) -> list[CheckMessage]:
 
 def _model_subscriptions() -> list[Any]:
     """Return those of the schema that GRAPHENE names.  Raises ImportError, and ConfigurationError."""
-    name = getattr(django_settings, "GRAPHENE", {}).get("SCHEMA")
+    name = conf.schema()
     if not name:
         return []
     schema = import_string(name) if isinstance(name, str) else name

@@ -185,6 +185,11 @@ def get_settings() -> Settings:
     return _current
 
 
+def schema() -> Any:
+    """Return what graphene_django's settings name as the schema: a path, a schema, or None."""
+    return getattr(django_settings, "GRAPHENE", {}).get("SCHEMA")
+
+
 def shows_errors() -> bool:
     """Return whether clients are told the messages of unexpected errors."""
     return bool(django_settings.DEBUG) or get_settings().SHOW_ERRORS

@@ -5,9 +5,7 @@ The templates are the delicate part. They lie at the top of the repository and m
 `pgnotify_gql`.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -17,6 +15,7 @@ import pytest
 
 from tests.support.databases import Database
 from tests.support.processes import CHECKOUT
+from tests.support.programs import run
 
 # Environments are made and packages are downloaded: 15 seconds in all where pip's cache is warm.
 pytestmark = [pytest.mark.timeout(400), pytest.mark.postgres("18")]
@@ -64,28 +63,6 @@ class Product(models.Model):
 
 notify_on_model_changes(Product, columns=["name"])
 """
-
-
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Run a program, without what the test run itself was given, and return its output."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in {"PYTHONPATH", "DJANGO_SETTINGS_MODULE", "DATABASE_URL", "VIRTUAL_ENV"}
-    }
-    result = subprocess.run(
-        command,
-        cwd=cwd,
-        env=inherited | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, f"{command} failed:\n{result.stdout}"
-    return result.stdout
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ class _Explaining:
         if not asked:
             return none
         question = {"ask": "explain", "database": self._database, "label": self._watch.label, "changes": asked}
-        if isinstance(self._layer, InMemoryChannelLayer):
+        if self._is_alone:
             self._notes.append("the channel layer is in memory: no other process than this one can be asked")
         try:
             answers = await ask_hubs(self._layer, question, timeout=self._patience)
@@ -229,9 +229,14 @@ class _Explaining:
         stages = [
             Stage("captured", True, row.at, f"journal row {row.id} of transaction {row.xid}"),
             self._relayed(row.xid, inspection, bool(received)),
-            _hub_stage(hubs, received, alone=isinstance(self._layer, InMemoryChannelLayer)),
+            _hub_stage(hubs, received, alone=self._is_alone),
         ]
         return ChangeReport(row.id, row.xid, row.kind, row.at, stages, hubs or ())
+
+    @property
+    def _is_alone(self) -> bool:
+        """Return whether the channel layer reaches no other process."""
+        return isinstance(self._layer, InMemoryChannelLayer)
 
     def _relayed(self, xid: int, inspection: Inspection, received: bool) -> Stage:
         if inspection.relayed.sees(xid):

@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
+from .. import conf
 
 
 def watch_schema(sender: Any, **kwargs: Any) -> None:
     """Have the autoreloader watch the module that GRAPHENE names for the schema; receives ``autoreload_started``."""
-    name = getattr(settings, "GRAPHENE", {}).get("SCHEMA")
+    name = conf.schema()
     if not isinstance(name, str) or "." not in name:
         return
     try:
