@@ -43,7 +43,8 @@ def server(plan: Plan, **settings: str | int) -> Iterator[PostgresServer]:
     plan.tell(f"starting PostgreSQL {plan.postgres}")
     if (bin_path := find_bin_path(plan.postgres)) is None:
         raise LookupError(f"PostgreSQL {plan.postgres} is not installed: choose another with --postgres")
-    with closing(PostgresServer.create(plan.postgres, bin_path, on_disk=True, **{**SETTINGS, **settings})) as started:
+    on_disk = True
+    with closing(PostgresServer.create(plan.postgres, bin_path, on_disk, **{**SETTINGS, **settings})) as started:
         yield started
 
 

@@ -129,7 +129,7 @@ class PostgresServer:
         atexit.register(self.close)
 
     @classmethod
-    def create(cls, version: str, bin_path: Path, *, on_disk: bool = False, **settings: str | int) -> Self:
+    def create(cls, version: str, bin_path: Path, on_disk: bool = False, /, **settings: str | int) -> Self:
         """A server that runs, with settings that differ from those of the others."""
         server = cls(version, bin_path, on_disk=on_disk)
         try:
