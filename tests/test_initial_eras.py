@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from typing import Any
@@ -16,14 +17,17 @@ from django.test import override_settings
 from example.conversations.models import Message
 from pgnotify_gql.hub import Interest, Operation, Topic
 from pgnotify_gql.hub.cursor import Cursor
+from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.payloads import Payloads
+from pgnotify_gql.hub.process import current_hub
 from pgnotify_gql.hub.stretch import Stretch
+from pgnotify_gql.journal.reader import Connection
 from pgnotify_gql.journal.snapshot import Snapshot
-from pgnotify_gql.journal.state import Era
+from pgnotify_gql.journal.state import Era, begin_era
 from pgnotify_gql.relay import Relay
 from tests.support.databases import Database
 from tests.support.feed import MESSAGE, Notebook, Room, eventually, feed_of, hub_of
-from tests.support.initial import another_era, declare_initial
+from tests.support.initial import another_era, declare_initial, every_message
 from tests.support.layers import default_layer
 from tests.support.subscribers import Chat, declare, returns, subscribers
 
@@ -48,6 +52,37 @@ async def test_a_state_that_knows_of_an_era_before_the_hub_does_is_sent_once(
             subscriber.socket.subscribe("subscription { changes { text } }")
             assert (await subscriber.result())["data"] == {"changes": {"text": "one"}}
             assert "live" in (await subscriber.result())["extensions"]
+
+
+async def test_a_listener_that_begins_an_era_behind_the_first_socket_makes_no_state_come_twice(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hubs: list[Hub] = []
+    subscribes = asyncio.Event()
+
+    async def slowly(connection: Connection) -> Era:
+        await subscribes.wait()
+        await asyncio.sleep(0.2)
+        return await begin_era(connection)
+
+    def state(cls: Any, info: Any) -> Any:
+        """Last until the hub has heard of the era."""
+        deadline = time.monotonic() + 20
+        while not feed_of(hubs[0]).journal.era and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return every_message(cls, info)
+
+    monkeypatch.setattr("pgnotify_gql.listener.listener.begin_era", slowly)
+    chat.insert("one")
+    chat.execute("delete from pgnotify_gql.journal_era")  # as after a crash
+    with override_settings(PGNOTIFY_GQL={"INLINE_LISTENER": True}):
+        async with subscribers(declare_initial(state), chat.alice) as (subscriber,):
+            hubs.append(current_hub())
+            subscriber.socket.subscribe("subscription { changes { text } }")
+            subscribes.set()
+            assert (await subscriber.result())["data"] == {"changes": {"text": "one"}}
+            told = await subscriber.result()
+            assert "live" in told["extensions"], told
 
 
 class Outlet(Notebook):

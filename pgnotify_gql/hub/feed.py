@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -44,6 +44,9 @@ logger = logging.getLogger("pgnotify_gql.hub")
 
 REMIND_INTERVAL = 60.0
 """Seconds after which a silence that lasts is logged again."""
+
+NEW_ERA = 1.0
+"""Seconds that a listener may take to begin an era where there is none, after a crash: it takes milliseconds."""
 
 REPLAY_ROWS = 100
 """Journal rows in memory for an operation that catches up; a row of a bulk write has 100 kB."""
@@ -96,6 +99,7 @@ class Feed:
         self.taking = asyncio.Lock()
         """Held while changes are taken and dispatched: whoever has it finds every intake where it stands."""
         self.journal = Journal("")
+        self._led = asyncio.Event()
         self._epoch = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._received_rows = metrics.ByModel(metrics.RECEIVED_ROWS, self.database)
@@ -161,6 +165,12 @@ class Feed:
     async def require_complete(self, position: Position) -> None:
         """Raise CursorTooOldError when some of what comes after a position has left the journal already."""
         await self._reader.require_complete(position)
+
+    async def led(self) -> None:
+        """Wait until a leader has begun an era, or for NEW_ERA seconds where none does."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(NEW_ERA):
+                await self._led.wait()
 
     def snapshot(self) -> AbstractContextManager[Joined]:
         """Show the calling thread the database as it is now, see ``Reader.snapshot``."""
@@ -338,6 +348,8 @@ class Feed:
         if epoch < self._epoch or (self.journal.era and not journal.era):
             return
         self._epoch, self.journal = epoch, journal
+        if journal.era:
+            self._led.set()
         era = Era(journal.era, journal.began)
         for intake in [intake for intake in self._intakes.values() if intake.meet(epoch, era)]:
             await self._catch_up(intake)

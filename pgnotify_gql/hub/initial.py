@@ -99,6 +99,10 @@ class _Reading:
     awaited: Future[str] | None = None
 
     async def run(self) -> Cursor:
+        # Of a state without an era nobody can tell whether the database has forgotten it since: when one begins, it
+        # would be sent a second time, with a resync.  After a crash a listener is about to begin one.
+        for database in {database for database, _ in self.interest.models}:
+            await self.hub.feed(database).led()
         known = self.hub.journals(self.interest)
         cursor = await self._executed()
         if any(known[database].era and not journal.era for database, journal in cursor.journals.items()):

@@ -69,6 +69,9 @@ AWAY = 1.5
 FROZEN = 2.5
 """Seconds for which Redis is frozen: longer than the relay waits for it."""
 
+TURNS = 10
+"""Turns of the event loop within which a connection that was accepted has a task."""
+
 HEALED = 60.0
 """Seconds within which everything must have arrived, on however busy a machine."""
 
@@ -167,11 +170,13 @@ class Cable:
         """End every connection, and accept no other."""
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        # Transports close their sockets in the next turn of the loop.
-        await asyncio.sleep(0)
+        # What is being accepted has its task a few turns of the loop later; and transports close their sockets in the
+        # turn after they are aborted.
+        for _ in range(TURNS):
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0)
 
     async def replace(self) -> None:
         """End every connection that is stranded, and accept new ones."""
