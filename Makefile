@@ -16,7 +16,7 @@ help:
 	@echo "make demo      run the example: PostgreSQL, the chat and GraphiQL, at a URL that it prints"
 	@echo "make test      run all tests; what is not installed is skipped by name (ARGS='-k word' goes to pytest)"
 	@echo "make check     ruff and mypy"
-	@echo "make coverage  run all tests and measure them; fails below 95 % of lines and branches"
+	@echo "make coverage  run all tests and measure them; fails below 95 % of lines and branches, or of branches alone"
 	@echo "make matrix    run some tests with other Pythons, Djangos, PostgreSQLs and dependencies (ARGS=-l lists them)"
 	@echo "make docs      build the documentation, and run its examples (into build/docs)"
 	@echo "make bench     measure everything, for an hour or more (ARGS='--quick', ARGS='write-cost', ARGS=--help)"
@@ -38,6 +38,10 @@ coverage: $(VENV)/installed-test
 	@$(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
+	@$(BIN)/python -m coverage json --quiet -o .coverage.json
+	@$(BIN)/python -c 'import json, sys; \
+		alone = json.load(open(".coverage.json"))["totals"]["percent_branches_covered"]; \
+		print(f"Branches alone: {alone:.1f} %"); sys.exit(alone < 95)'
 
 matrix: $(VENV)/installed-matrix
 	@exec $(BIN)/nox $(ARGS)

@@ -38,7 +38,7 @@ DIAGONAL = {
     ("3.12", "Django 5.2", "newest", "15"),
     ("3.13", "newest Django", "newest", "18"),
 }
-"""What ``make matrix`` runs; continuous integration runs the whole suite, with one Python and the newest packages."""
+"""What continuous integration runs beside the whole suite, which has its own Python and the newest packages."""
 
 TELLING = (
     "tests/test_doorbell.py",  # psycopg, LISTEN and NOTIFY
