@@ -20,6 +20,7 @@ from pgnotify_gql.capture import Kind
 from pgnotify_gql.capture.installer import plan_install
 from pgnotify_gql.capture.watch import Watch
 from pgnotify_gql.journal import Change, JournalRow
+from pgnotify_gql.journal.sighting import RawSource
 from tests.support.databases import Database
 from tests.support.watched import Item, make_model, micros, watched
 
@@ -226,3 +227,11 @@ class TestValues:
         assert table.images() == [("INSERT", None, {"side": 2}), ("UPDATE", {"side": 2}, {"side": 3})]
         (error,) = plan_install(connection, [Watch(model, "__all__")]).errors
         assert "does not compute virtual generated columns in triggers" in str(error)
+
+
+def test_a_change_of_what_this_process_does_not_watch_has_values_as_they_stand_in_json_and_no_row() -> None:
+    row = JournalRow(1, 1, "elsewhere.thing", Kind.INSERT, '[[[7], null, {"on": "2024-02-29"}]]', micros(AT))
+    (change,) = row.changes(RawSource(row.label))
+    assert (change.pk, change.new) == (7, {"on": "2024-02-29"})
+    assert change.keys == {}
+    assert change.instance is None

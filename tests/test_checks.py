@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from django.core.management import call_command
 from django.db import connections, models
 from django.db.models import Q
 from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
 
 from pgnotify_gql.capture.registry import Registry, make_watch
 from pgnotify_gql.capture.watch import Watch
@@ -297,6 +299,11 @@ class TestWatches:
         assert message.startswith("stock.item is watched, but its database 'sqlite' is sqlite")
         assert "or remove notify_on_model_changes()" in message
 
+    def test_a_database_that_is_not_postgresql_is_not_asked_for_triggers(self, sqlite: str) -> None:
+        with CaptureQueriesContext(connections[sqlite]) as asked:
+            assert ids(sqlite) == []
+        assert asked.captured_queries == []
+
     @pytest.fixture
     def sqlite(self) -> Iterator[str]:
         connections.databases["sqlite"] = connections.databases["default"] | {
@@ -437,6 +444,11 @@ class TestTriggers:
         assert ids("default") == ["pgnotify_gql.W003"]
         monkeypatch.setattr(mail, "outbox", [], raising=False)
         assert ids("default") == []
+
+    def test_nothing_is_said_of_a_list_of_documents_that_can_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "documents.json").write_text('{"a hash": "{ __typename }"}')
+        with override_settings(PGNOTIFY_GQL={"ALLOWED_DOCUMENTS": str(tmp_path / "documents.json")}):
+            assert "pgnotify_gql.E008" not in ids()
 
     def test_a_database_that_is_down_is_left_to_the_checks_of_django(self) -> None:
         from pgnotify_gql.checks import check_triggers

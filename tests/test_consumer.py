@@ -28,6 +28,7 @@ from tests.support.sockets import (
     AsgiSocket,
     ClosedError,
     open_socket,
+    quiet,
     socket_scope,
 )
 
@@ -727,6 +728,33 @@ class TestTheEndOfASocket:
         receiving.put_nowait({"type": "websocket.disconnect", "code": 1006})
         await task
         assert told(caplog) == []
+
+    @pytest.mark.parametrize("code", [CloseCode.BAD_REQUEST, CloseCode.MESSAGE_TOO_BIG])
+    async def test_whose_client_is_gone_when_it_is_closed_is_quiet(
+        self, application: Application, caplog: pytest.LogCaptureFixture, code: CloseCode
+    ) -> None:
+        receiving: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        caplog.set_level(logging.DEBUG, "pgnotify_gql.transport")
+        closes: list[int] = []
+        closing = asyncio.Event()
+
+        async def send(event: dict[str, Any]) -> None:
+            if event["type"] == "websocket.close":
+                closes.append(event["code"])
+                closing.set()
+                raise OSError("the client is gone")
+
+        receiving.put_nowait({"type": "websocket.connect"})
+        text = "no JSON" if code == CloseCode.BAD_REQUEST else "x" * 1_000_001
+        receiving.put_nowait({"type": "websocket.receive", "text": text})
+        task = asyncio.create_task(_served(application, receiving, send))
+        await closing.wait()
+        await quiet()
+        receiving.put_nowait({"type": "websocket.disconnect", "code": 1006})
+        await task
+        assert told(caplog) == []
+        assert "a socket could not be closed: OSError('the client is gone')" in caplog.text
+        assert closes == [code, *([PRIVATE_CODES[code]] if code in PRIVATE_CODES else [])]
 
 
 async def _served(application: Application, receiving: asyncio.Queue[dict[str, Any]], send: Any) -> None:

@@ -1,5 +1,6 @@
 """`info.context` is a request, also where several sockets share it."""
 
+from copy import copy as shallow
 from typing import Any
 
 import pytest
@@ -103,6 +104,12 @@ def test_the_scope_is_the_sockets() -> None:
 def test_the_payload_of_the_initialisation_is_there_and_empty_by_default() -> None:
     assert OperationRequest(socket_scope(), {"token": "t"}).connection_params == {"token": "t"}
     assert request().connection_params == {}
+
+
+def test_it_may_be_copied_as_any_object_and_has_what_django_makes_of_the_handshake() -> None:
+    original = request(headers=HEADERS)
+    assert shallow(original).COOKIES == {"session": "secret", "theme": "dark"}
+    assert not hasattr(shallow(original), "something else")
 
 
 class TestACopy:

@@ -176,6 +176,23 @@ async def test_a_signal_that_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+async def test_where_nobody_had_the_signal_it_has_its_usual_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[tuple[int, object]] = []
+    # It would end this process.
+    monkeypatch.setattr(signal, "raise_signal", lambda number: raised.append((number, signal.getsignal(number))))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        here = Visits(WINDOW)
+        with here.begun():
+            terminate()
+            await eventually(lambda: here.draining)
+            assert raised == []
+        await eventually(lambda: raised)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert raised == [(signal.SIGTERM, signal.SIG_DFL)]
+
+
 async def test_readiness_is_red_from_the_signal_on(server: Server) -> None:
     request = RequestFactory().get("/readyz/")
     with override_settings(PGNOTIFY_GQL={"DRAIN_WINDOW": 0.1}), visits().begun() as visit:

@@ -15,7 +15,8 @@ from django.contrib.auth.models import AnonymousUser, User
 from graphene.types.generic import GenericScalar
 from graphql import GraphQLError
 
-from pgnotify_gql.hub import Audience, Batch, Event, Interest, Operation
+from example.conversations.models import Message
+from pgnotify_gql.hub import Audience, Batch, Event, Interest, Operation, Topic
 from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
@@ -78,6 +79,26 @@ class Query(graphene.ObjectType):  # type: ignore[misc]
         return before
 
 
+class Countdown:
+    """An asynchronous iterator that is no generator, and so cannot be closed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __aiter__(self) -> "Countdown":
+        return self
+
+    async def __anext__(self) -> int:
+        if self.number == 0:
+            raise StopAsyncIteration
+        self.number -= 1
+        return self.number
+
+
+asked: list[str] = []
+"""The fields for which it was asked what feeds them."""
+
+
 class Increment(graphene.Mutation):  # type: ignore[misc]
     calls = 0
     now = graphene.Int()
@@ -98,6 +119,8 @@ class Subscription(graphene.ObjectType):  # type: ignore[misc]
     fails = graphene.Int()
     refuses = graphene.Int()
     nothing = graphene.Int()
+    countdown = graphene.Int()
+    wavers = graphene.Int()
     changes = graphene.Field(Query, audience=graphene.String(), room=graphene.Int())
 
     @staticmethod
@@ -128,6 +151,19 @@ class Subscription(graphene.ObjectType):  # type: ignore[misc]
         raise GraphQLError("it refuses")
 
     @staticmethod
+    async def subscribe_countdown(root: Any, info: Any) -> AsyncIterator[int]:
+        return Countdown(3)
+
+    @staticmethod
+    def resolve_countdown(root: int, info: Any) -> int:
+        return root
+
+    @staticmethod
+    async def subscribe_wavers(root: Any, info: Any) -> Any:
+        asked.append("wavers")
+        return Interest((), dependencies=(Topic(Message),)) if len(asked) == 1 else Countdown(3)
+
+    @staticmethod
     async def subscribe_changes(root: Any, info: Any, audience: str = "nobody", room: int = 0) -> Interest:
         return Interest((), Audience(audience))
 
@@ -151,6 +187,11 @@ class FakeHub:
         self.operations: list[Operation] = []
         self.joined = asyncio.Event()
         self.since: Cursor | None = None
+        self.questions = asyncio.Semaphore(1)
+
+    @asynccontextmanager
+    async def depending(self, topics: Any, changed: Callable[[], None]) -> AsyncIterator[None]:
+        yield
 
     async def serve(self, operation: Operation, since: Cursor | None = None) -> None:
         self.operations.append(operation)
@@ -182,6 +223,16 @@ class Collected:
 
 
 CURSOR = Cursor({}, {})
+
+
+class Nameless:
+    """A user of the application's own, who has no name."""
+
+    is_authenticated = True
+    pk = 1
+
+    def get_username(self) -> str:
+        raise NotImplementedError
 
 
 class Bench:
@@ -325,6 +376,10 @@ class TestStreams:
         results = await bench.run("subscription { count(to: 3) }")
         assert results == [{"data": {"count": number}} for number in range(3)]
 
+    async def test_a_stream_may_be_any_asynchronous_iterator(self, bench: Bench) -> None:
+        results = await bench.run("subscription { countdown }")
+        assert results == [{"data": {"countdown": number}} for number in (2, 1, 0)]
+
     async def test_an_exception_in_a_stream_ends_the_operation_after_what_came_before(self, bench: Bench) -> None:
         with pytest.raises(ValueError, match="it breaks"):
             await bench.run("subscription { breaks }")
@@ -381,6 +436,24 @@ class TestOperationsOfTheHub:
         await asyncio.gather(running, return_exceptions=True)
         await quiet()
         assert bench.hub.operations == []
+
+    async def test_what_becomes_a_stream_when_it_is_asked_again_whether_it_may_go_on_is_refused(
+        self, bench: Bench
+    ) -> None:
+        asked.clear()
+        [error] = await bench.refused("subscription { wavers }")
+        assert error == {"message": "the subscription is no longer fed by the hub"}
+        assert asked == ["wavers", "wavers"]
+
+    @pytest.mark.parametrize(
+        ("user", "name"), [(User(username="alice"), "alice"), (AnonymousUser(), ""), (Nameless(), "?")]
+    )
+    async def test_it_tells_whose_it_is_also_where_a_user_of_the_application_cannot_say(
+        self, bench: Bench, user: Any, name: str
+    ) -> None:
+        bench.user = user
+        async with bench.subscribed("subscription { changes { thread } }") as operation:
+            assert operation.description == (name, "changes", None)
 
     async def test_results_it_is_delivered_are_emitted(self, bench: Bench) -> None:
         async with bench.subscribed("subscription { changes { thread } }") as operation:

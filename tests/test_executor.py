@@ -1,11 +1,12 @@
 """The executor: cohorts in worker threads, each in order."""
 
 import asyncio
+import inspect
 import logging
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -467,3 +468,30 @@ async def test_a_connection_that_was_lost_is_replaced(
     await counts.has(3)
     assert counts.received == ["0"] * 3
     await executor.close()
+
+
+def test_what_a_thread_returns_to_an_event_loop_that_was_closed_is_put_away() -> None:
+    """As in a server that ends without waiting."""
+    begun, go_on, made = threading.Event(), threading.Event(), list[Coroutine[Any, Any, str]]()
+
+    async def later() -> str:
+        return ""
+
+    def execution(change: Any) -> Any:
+        begun.set()
+        assert go_on.wait(EVENT_TIMEOUT)
+        made.append(later())
+        return made[-1]
+
+    async def begin() -> None:
+        executor.submit(receiver.cohort, Change(1))
+        await eventually(begun.is_set)
+
+    executor, receiver = Executor(1), Receiver(execution)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    go_on.set()
+    assert executor._own is not None
+    executor._own.shutdown()
+    assert [inspect.getcoroutinestate(coroutine) for coroutine in made] == [inspect.CORO_CLOSED]

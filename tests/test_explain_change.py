@@ -12,19 +12,23 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
 
 import pytest
 from channels.layers import InMemoryChannelLayer
 from django.core.management import CommandError, call_command
+from django.db import connections, models
 from django.db.models import Q
 from django.test import override_settings
+from django.utils import timezone
 
 from example.conversations.models import Conversation, Message
 from pgnotify_gql.capture.kinds import Kind
 from pgnotify_gql.capture.watch import Watch
+from pgnotify_gql.errors import ReadOnlyDatabaseError
 from pgnotify_gql.hub import Topic, verdict
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.operations import FailedResult
@@ -33,11 +37,19 @@ from pgnotify_gql.hub.topics import TopicIndex
 from pgnotify_gql.hub.trace import Trace
 from pgnotify_gql.journal import JournalRow
 from pgnotify_gql.journal.history import read_history
-from pgnotify_gql.journal.inspection import inspect
-from pgnotify_gql.management import explaining
-from pgnotify_gql.management.explaining import ChangeReport, Explanation, OperationReport, Stage, explain
+from pgnotify_gql.journal.inspection import Inspection, inspect
+from pgnotify_gql.management import explaining, uncaptured
+from pgnotify_gql.management.explaining import (
+    ChangeReport,
+    Explanation,
+    HubReport,
+    OperationReport,
+    Stage,
+    explain,
+)
+from pgnotify_gql.management.explanations import as_text
 from pgnotify_gql.management.row_keys import RowKey, find_watch
-from pgnotify_gql.management.uncaptured import reasons
+from pgnotify_gql.management.uncaptured import reasons, trigger_problem
 from pgnotify_gql.relay import Relay
 from tests.support.databases import Database
 from tests.support.feed import (
@@ -53,7 +65,7 @@ from tests.support.feed import (
 )
 from tests.support.operations import Subscriber
 from tests.support.processes import CHECKOUT, Process, ProjectServer, RedisServer, project_environment
-from tests.support.watched import LINE_SQL, Item, Line, WatchedTable, watched
+from tests.support.watched import LINE_SQL, Item, Line, WatchedTable, make_model, watched
 from tests.test_sockets_on_servers import init, send
 from tests.test_sockets_on_servers import opened as opened_socket
 
@@ -528,6 +540,34 @@ class TestHub:
         assert [len(change.hubs) for change in changes] == [0, 0, 1]
         assert stages(changes[0])["hub"] == Stage("hub", None, None, "no hub was asked")
 
+    async def test_is_not_asked_at_all_where_no_message_bears_the_last_change(
+        self, database_triggers: Database, room: Room, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(explaining, "MESSAGE_BYTES", 500)
+        (key,) = room.say("x" * 1000)
+        explanation = await explanation_of(None, key)
+        assert stages(explanation.changes[0])["hub"] == Stage("hub", None, None, "no hub was asked")
+        assert explanation.notes == [], "the layer was not used"
+
+    async def test_that_answers_somebody_else_is_counted_and_not_shown(
+        self, database_triggers: Database, room: Room, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: dict[str, Any] = {"received_at": None, "text": "not received yet", "operations": []}
+        answers: list[dict[str, Any]] = [
+            {"process": {}, "busy": True},
+            {"process": {"pid": 7}, "changes": [told]},
+            {"busy": True},
+        ]
+
+        async def ask_hubs(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
+            return answers
+
+        monkeypatch.setattr(explaining, "ask_hubs", ask_hubs)
+        (key,) = room.say("hello")
+        explanation = await explanation_of(InMemoryChannelLayer(), key)
+        assert "2 processes answer somebody else at the moment: ask again" in explanation.notes
+        assert [hub.process for hub in explanation.changes[0].hubs] == [{"pid": 7}]
+
 
 class TestWithout:
     async def test_a_listener_it_waits_in_the_journal(self, database_triggers: Database, room: Room) -> None:
@@ -538,6 +578,34 @@ class TestWithout:
         assert stages(change)["hub"].ok is None
         assert stages(change)["hub"].text.startswith("servers cannot be asked from here")
         assert "the channel layer is in memory: no other process than this one can be asked" in explanation.notes
+
+    @pytest.mark.parametrize(
+        ("state", "ok", "text"),
+        [
+            ({"replica": True}, None, "this is a replica; who leads is known to its primary"),
+            ({"silence": 1}, False, "not yet: a listener leads through a pooler, or has just gone"),
+            ({"silence": 3600}, False, NOBODY),
+        ],
+        ids=["a replica", "stored a moment ago", "stored long ago"],
+    )
+    async def test_a_session_that_leads_it_says_who_else_may(
+        self,
+        database_triggers: Database,
+        room: Room,
+        monkeypatch: pytest.MonkeyPatch,
+        state: dict[str, Any],
+        ok: bool | None,
+        text: str,
+    ) -> None:
+        async def changed(connection: Any) -> Inspection:
+            found = await inspect(connection)
+            silence = timedelta(seconds=state.get("silence", 0))
+            return replace(found, replica="replica" in state, relayed_at=found.at - silence)
+
+        monkeypatch.setattr(explaining, "inspect", changed)
+        (key,) = room.say("hello")
+        change = await last_change(InMemoryChannelLayer(), key)
+        assert stages(change)["relayed"] == Stage("relayed", ok, None, text)
 
     async def test_a_channel_layer_that_works_the_rest_is_told(self, database_triggers: Database, room: Room) -> None:
         class Broken(InMemoryChannelLayer):  # type: ignore[misc]
@@ -569,6 +637,17 @@ class TestWithout:
             "the triggers of conversations.message are not those of its watch (lacks pgnotify_gql_update on "
             '"conversations_message"): run `manage.py install_triggers --database default`'
         )
+
+    async def test_a_table_it_says_so(self, database: Database) -> None:
+        problem = await asyncio.to_thread(trigger_problem, Watch(Item), "default", rings=True)
+        assert problem.startswith('the table "item" of stock.item does not exist')
+
+    def test_a_database_that_has_triggers_of_its_own_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def plan_install(connection: Any, watches: Any, **options: Any) -> Any:
+            raise ReadOnlyDatabaseError(connection.alias)
+
+        monkeypatch.setattr(uncaptured, "plan_install", plan_install)
+        assert trigger_problem(Watch(Item), "default", rings=True) == str(ReadOnlyDatabaseError("default"))
 
 
 class TestNothingCaptured:
@@ -703,6 +782,34 @@ def failure(*arguments: str) -> str:
     return str(caught.value)
 
 
+class TestText:
+    def test_says_of_each_process_what_became_of_a_change_and_for_whom(self) -> None:
+        operations = [
+            OperationReport(3, "ann\x1b[2J", "messages", "sent", at(5, 250_000), ""),
+            OperationReport(4, "", "", "not matched", None, "conversation=4711 does not hold"),
+        ]
+        hub = HubReport({"host": "web-1", "pid": 815}, at(5, 123_456), "received", operations)
+        away = HubReport({"host": "web-2", "pid": 816}, None, "not received yet", [])
+        change = ChangeReport(9, 77, "UPDATE", at(4), [Stage("captured", True, at(4), "journal row 9")], [hub, away])
+        with timezone.override(UTC):
+            lines = as_text(Explanation(MESSAGE, "17", 10, ["a note"], [change])).splitlines()
+        assert lines == [
+            "conversations.message 17, the last 10 min",
+            "  - a note",
+            "",
+            "UPDATE at 2026-07-01 12:00:04.000",
+            "  captured  yes 12:00:04.000  journal row 9",
+            "    12:00:05.123  web-1, process 815: received",
+            "      12:00:05.250  sent            messages of ann\\x1b[2J, operation 3",
+            "                    not matched     ? of (nobody), operation 4: conversation=4711 does not hold",
+            "                  web-2, process 816: not received yet",
+        ]
+
+
+def at(second: int, microsecond: int = 0) -> datetime:
+    return datetime(2026, 7, 1, 12, 0, second, microsecond, UTC)
+
+
 class TestCommand:
     def test_prints_what_is_known_when_nobody_listens(self, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(explaining, "ANSWER_TIME", 0.1)
@@ -763,6 +870,18 @@ class TestCommand:
     def test_says_that_the_database_cannot_be_used(self) -> None:
         assert failure(MESSAGE, "1").startswith("the database cannot be used: ")
 
+    def test_says_that_the_database_is_not_postgresql(self) -> None:
+        connections.databases["lite"] = connections.databases["default"] | {
+            "ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {},
+        }  # fmt: skip
+        try:
+            assert failure(MESSAGE, "1", "--database", "lite") == (
+                "database 'lite' is sqlite: the journal needs PostgreSQL"
+            )
+        finally:
+            del connections["lite"]
+            del connections.databases["lite"]
+
     def test_says_that_there_is_no_journal(self, database: Database) -> None:
         database.connect().execute("drop schema pgnotify_gql cascade")
         assert failure(MESSAGE, "1").startswith("database 'default' has no journal: run `manage.py migrate")
@@ -779,6 +898,20 @@ class TestCommand:
         assert "captured" in run(CONVERSATION, str(key))
         output = run(CONVERSATION, str(key), "--database", "default")
         assert "conversations.conversation is written to database 'second'" in output
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf"), explaining.MOST_MINUTES + 1])
+async def test_minutes_that_are_none_are_refused(minutes: float) -> None:
+    with pytest.raises(explaining.QuestionError, match="minutes must be a number above 0, 100,000 at most, not "):
+        await explanation_of(InMemoryChannelLayer(), 1, minutes=minutes)
+
+
+def test_a_key_that_is_that_of_another_model_is_read_as_that_is() -> None:
+    profile = make_model("Profile", "profile", item=models.OneToOneField(Item, models.CASCADE, primary_key=True))
+    key = RowKey.read(Watch(profile), "7")
+    assert (key.value, key.journaled_parts) == (7, ["[7]"])
+    with pytest.raises(explaining.QuestionError, match="'item' is of type "):
+        RowKey.read(Watch(profile), "seven")
 
 
 @pytest.mark.parametrize("given", ["7", "[7]", '[7, "a", 3]', '{"order": 7}', "", 7, None])

@@ -12,7 +12,7 @@ from pgnotify_gql.transport.close_codes import REASON_BYTES, CloseCode, reason
 from pgnotify_gql.transport.frames import Request
 from pgnotify_gql.transport.graphql_transport_ws import GraphqlTransportWs
 from pgnotify_gql.transport.protocol import Limits, RequestError
-from tests.support.sockets import Wire, quiet
+from tests.support.sockets import FakeSocket, Wire, quiet
 
 QUERY = {"query": "{ a }"}
 
@@ -170,6 +170,19 @@ class TestInitialisation:
         await asyncio.sleep(0.02)
         assert [code for code, _ in wire.socket.closes] == [4400]
         await wire.close()
+
+    async def test_a_socket_that_is_closed_by_the_acknowledgement_is_not_pinged(self) -> None:
+        class Full(FakeSocket):
+            def send(self, frame: str) -> None:
+                super().send(frame)
+                full.connection.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
+
+        full = Wire(GraphqlTransportWs, Limits(keepalive=0.001), Full())
+        full.send("connection_init")
+        assert await full.socket.until_closed() == 1013
+        await quiet()
+        assert full.connection._timer is None
+        await full.close()
 
     async def test_a_client_may_subscribe_as_soon_as_it_has_the_acknowledgement(self, wire: Wire) -> None:
         def subscribe_at_once(frame: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -180,6 +181,20 @@ class TestTheServer:
         port = free_port()
         with serving(str(port), Health({}, patience=PATIENCE)), socket.create_connection(("127.0.0.1", port)):
             assert get(f"http://127.0.0.1:{port}/healthz")[0] == 200
+
+    def test_says_nothing_of_a_client_that_goes_away(
+        self, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        caplog.set_level("DEBUG", "pgnotify_gql.listener")
+        port, at_once = free_port(), struct.pack("ii", 1, 0)
+        with serving(str(port), Health({}, patience=PATIENCE)):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"GET /healthz HTTP/1.1\r\n")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            asyncio.run(eventually(lambda: "a request of" in caplog.text))
+            assert get(f"http://127.0.0.1:{port}/healthz")[0] == 200
+        assert [record.levelname for record in caplog.records if "a request of" in record.message] == ["DEBUG"]
+        assert "Traceback" not in capfd.readouterr().err
 
     def test_answers_on_ipv6(self) -> None:
         port = free_port()

@@ -193,6 +193,19 @@ class TestFailures:
         assert 'stock.box cannot be watched: "box" is a view' in capfd.readouterr().err
         assert tables() == {"conversations_message"}
 
+    def test_a_statement_that_is_cancelled_is_reported(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def make_plan(connection: Any, watches: Any) -> Any:
+            with connection.cursor() as cursor:
+                cursor.execute("select pg_cancel_backend(pg_backend_pid())")
+
+        monkeypatch.setattr(f"{MODULE}.make_plan", make_plan)
+        migrate("sessions", "zero", verbosity=0)
+        error = capfd.readouterr().err
+        assert "NOT ALL ITS TRIGGERS ARE IN STEP:\n  canceling statement" in error
+        assert tables() == set()
+
     def test_what_the_database_refuses_is_reported(
         self, database: Database, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:

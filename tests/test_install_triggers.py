@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, connections, models
+from django.db import ProgrammingError, connection, connections, models
 from django.test import override_settings
 
 from pgnotify_gql.capture import Kind
@@ -550,6 +550,16 @@ class TestBadInput:
             "connect as the owner of the table, who may also create functions in the schema pgnotify_gql"
         )
         assert {t.table for t in installed_triggers(connection)} == {"box"}
+
+    def test_what_is_no_lack_of_rights_is_not_told_as_one(self, database: Database) -> None:
+        (step,) = plan_install(connection, [Watch(Item)]).steps
+        database.connect().execute("drop table item")
+        with pytest.raises(ProgrammingError, match="does not exist"):
+            execute(connection, step)
+
+    @pytest.mark.postgres("18")
+    def test_where_no_triggers_are_there_is_nothing_to_uninstall(self, database: Database) -> None:
+        assert run("uninstall_triggers") == "No triggers are installed, nothing to do.\n"
 
     @pytest.mark.parametrize("command", ["install_triggers", "uninstall_triggers"])
     def test_a_database_that_is_not_postgresql_is_refused(self, command: str, sqlite: str) -> None:

@@ -7,10 +7,11 @@ import signal
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
+from psycopg.errors import InsufficientPrivilege
 
 from pgnotify_gql import names
 from pgnotify_gql.journal.reader import BATCH_ROWS, Batch, Connection, read_new
@@ -19,7 +20,7 @@ from pgnotify_gql.journal.state import LeadershipLostError, begin_epoch, resign,
 from pgnotify_gql.listener import Listener, Timing, leadership
 from pgnotify_gql.listener import listener as listener_module
 from pgnotify_gql.listener import term as term_module
-from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, Guard, mark_backlog, try_to_lead
+from pgnotify_gql.listener.leadership import STANDBY_INTERVAL, Guard, end_left_over, mark_backlog, try_to_lead
 from tests.support.databases import Database
 from tests.support.feed import (
     EVENT_TIMEOUT,
@@ -463,3 +464,14 @@ async def test_the_backlog_of_a_leader_is_read_in_a_session_that_the_next_one_wo
             await recorder.has(str(BATCH_ROWS))
             await eventually(lambda: len(sessions(database_triggers, "test leader")) == 1)
     assert marked
+
+
+async def test_a_leader_that_may_not_end_sessions_says_so_and_leads_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unprivileged:
+        async def execute(self, *_: Any) -> None:
+            raise InsufficientPrivilege("permission denied to terminate process")
+
+    await end_left_over(cast(Connection, Unprivileged()))
+    assert "a session of an earlier leader could not be ended: permission denied" in caplog.text

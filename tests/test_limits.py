@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +274,18 @@ class TestOnOperation:
                 [error] = await errors(socket, OTHER)
                 assert error["extensions"]["code"] == code
                 assert "vault" not in str(error)
+
+    async def test_a_subclass_may_leave_the_decision_to_the_class_above_which_lets_everything_run(self) -> None:
+        class Consumer(GraphqlSubscriptionConsumer):
+            async def on_operation(self, request: Any) -> bool | None:
+                above = super().on_operation(request)
+                assert isinstance(above, Awaitable)
+                return await above
+
+        async with open_socket(Consumer.as_asgi(schema=SCHEMA)) as socket:
+            await socket.init()
+            socket.send("subscribe", id="1", payload={"query": OTHER})
+            assert (await socket.receive())["type"] == "next"
 
     async def test_streams_ask_as_well(self) -> None:
         class Consumer(GraphqlSseConsumer):

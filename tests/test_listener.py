@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from functools import partial
+from typing import cast
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from pgnotify_gql.errors import JournalMissingError
 from pgnotify_gql.journal.reader import BATCH_ROWS, PART_ROWS, Batch, Connection
 from pgnotify_gql.listener import Listener, Timing, connect
 from pgnotify_gql.listener import term as term_module
+from pgnotify_gql.listener.doorbell import Doorbell
 from tests.support.databases import Database
 from tests.support.feed import (
     EVENT_TIMEOUT,
@@ -30,6 +32,8 @@ from tests.support.feed import (
     transaction,
 )
 from tests.support.postgres import StopMode
+
+FULL = "sorry, too many clients already"
 
 
 @pytest.fixture(autouse=True)
@@ -381,3 +385,16 @@ async def test_a_database_that_cannot_be_written_is_waited_for(
         await eventually(lambda: "database default cannot be used" in caplog.text)
         assert "read-only transaction" in caplog.text
         assert not listener.leading.is_set()
+
+
+async def test_whether_a_bell_comes_through_a_pooler_is_not_believed_untried_where_no_second_connection_is_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def refuse() -> Connection:
+        raise psycopg.OperationalError(FULL)
+
+    listener, doorbell = Listener(refuse, Recorder()), cast(Doorbell, None)
+    assert await listener._hears(doorbell, direct=True)
+    assert FULL in caplog.text
+    with pytest.raises(psycopg.OperationalError, match=FULL):
+        await listener._hears(doorbell, direct=False)

@@ -284,6 +284,12 @@ class TestWritingAgain:
         migrate()
         assert len(installed_triggers(connection)) == 4
 
+    def test_nor_is_one_that_has_nothing_to_do_with_the_state_of_models(self, files: Path) -> None:
+        write()
+        operation = "migrations.SeparateDatabaseAndState(database_operations=[UninstallTriggers('message')])"
+        by_hand(files, "0003_by_hand", "0002_install_triggers", operation)
+        assert "0004_install_triggers.py" in write()
+
 
 def by_hand(folder: Path, name: str, after: str, *operations: str) -> None:
     """Write a migration as somebody would."""
@@ -349,6 +355,12 @@ class TestRenamed:
         migrate("0002")
         assert status(before) is Status.INSTALLED
 
+    def test_a_model_without_triggers(self, files: Path) -> None:
+        by_hand(files, "0002_room", "0001_initial", "migrations.RenameModel('Conversation', 'Room')")
+        assert [line for line in write().splitlines() if "triggers of" in line] == [
+            "    s Install the triggers of conversations.message"
+        ]
+
     def test_a_model_that_was_deleted_is_forgotten(self, files: Path, registry: Registry) -> None:
         write()
         by_hand(files, "0003_gone", "0002_install_triggers", "migrations.DeleteModel('Message')")
@@ -404,6 +416,11 @@ class TestTablesThatAreNotThere:
             "The table of conversations.message is not in database 'default': assumed to be one without partitions and "
             "children. If it has any, migrate first, or choose its --database."
         )
+
+    def test_nor_are_those_that_the_router_has_in_another_database(self) -> None:
+        with override_settings(DATABASE_ROUTERS=["tests.test_install_on_migrate.Elsewhere"]):
+            printed = write()
+        assert printed.startswith("The table of conversations.message is not in database 'default': assumed")
 
     def test_of_partitions_are_known_from_an_earlier_file(self, database: Database) -> None:
         writer = database.connect()

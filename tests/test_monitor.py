@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.db import connection, connections
@@ -130,6 +131,12 @@ class TestThePage:
     def test_whoever_is_not_logged_in_is_sent_to_the_login(self) -> None:
         response = client_of(None).get("/monitor/")
         assert (response.status_code, response["Location"]) == (302, "/login/?next=/monitor/")
+
+    def test_the_login_is_that_of_the_settings_where_the_admin_is_installed_and_has_no_address(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(apps, "is_installed", lambda name: True)
+        assert client_of(None).get("/monitor/")["Location"] == "/login/?next=/monitor/"
 
     def test_whoever_is_not_of_the_staff_is_refused(self, visitor: User) -> None:
         assert client_of(visitor).get("/monitor/").status_code == 403

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -19,9 +21,10 @@ from django.test import AsyncClient, override_settings
 from example.conversations.models import Conversation, Message
 from pgnotify_gql.capture.registry import Registry, make_watch, registry
 from pgnotify_gql.capture.watch import Watch
+from pgnotify_gql.journal import JournalRow
 from pgnotify_gql.management.row_keys import RowKey
 from pgnotify_gql.monitor import MonitorConsumer
-from pgnotify_gql.monitor.feed import key_text
+from pgnotify_gql.monitor.feed import ChangesSubscription, key_text
 from tests.support.databases import Database
 from tests.support.layers import default_layer
 from tests.support.sockets import open_socket
@@ -126,6 +129,21 @@ class TestWhichChanges:
             chat.execute("update conversations_conversation set title = 'new' where id = %s", chat.both.pk)
             chat.insert("hello")
             assert (await page.change())["label"] == "conversations.message"
+
+    async def test_a_right_that_was_taken_away_holds_for_the_next_change_already(
+        self, chat: Chat, viewer: User, superuser: User
+    ) -> None:
+        entry = "[[1], null, {}]"
+        (change,) = JournalRow(1, 1, "conversations.message", "INSERT", f"[{entry}]", 0).changes(Watch(Message))
+
+        def shown(user: User) -> bool:
+            info = SimpleNamespace(context=SimpleNamespace(user=User.objects.get(pk=user.pk)))
+            return ChangesSubscription.next(change, info) is not None
+
+        assert await asyncio.to_thread(shown, viewer)
+        await asyncio.to_thread(viewer.user_permissions.clear)
+        assert not await asyncio.to_thread(shown, viewer)
+        assert await asyncio.to_thread(shown, superuser)
 
     async def test_nothing_to_view_is_said(self, staff: User) -> None:
         async with looking(staff) as page:

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import gc
 import weakref
+from collections.abc import Generator
 from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any
@@ -67,9 +68,14 @@ class Node(graphene.ObjectType):  # type: ignore[misc]
 
 class Query(graphene.ObjectType):  # type: ignore[misc]
     node = graphene.Field(Node)
+    must = graphene.Field(Node, required=True)
 
     @staticmethod
     def resolve_node(root: Any, info: Any) -> Any:
+        return root
+
+    @staticmethod
+    def resolve_must(root: Any, info: Any) -> Any:
         return root
 
 
@@ -94,6 +100,28 @@ class Fragile:
         return real()
 
 
+class Later:
+    """Can be awaited, again and again, and is no coroutine."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from asyncio.sleep(0).__await__()
+        return self._value
+
+
+class Postponed:
+    """Makes another one of what can be awaited each time."""
+
+    name = "ann"
+    number = 1
+
+    @property
+    def real(self) -> Later:
+        return Later(1.5)
+
+
 class Shade(enum.Enum):
     RED = "r"
 
@@ -113,6 +141,8 @@ OBJECTS: dict[str, Any] = {
     "not a number": {**PLAIN, "real": float("nan")},
     "an enum": {**PLAIN, "colour": Shade.RED},
     "what is fragile": Fragile(),
+    "what can be awaited": {**PLAIN, "real": Later(0.5), "number": Later(None)},
+    "what makes what can be awaited": Postponed(),
 }
 
 QUERIES = [
@@ -122,6 +152,7 @@ QUERIES = [
     "{ node { ...parts ...parts number } } fragment parts on Node { name pk }",
     "{ node { name later number } }",
     "{ node { name @skip(if: true) number @include(if: true) __typename pk } }",
+    "{ must { number real } }",
     "query ($yes: Boolean!) { node { name @include(if: $yes) number } }",
 ]
 
@@ -130,6 +161,16 @@ async def test_a_coroutine_that_a_property_makes_is_not_left_unawaited() -> None
     prepared = PreparedRequest(SCHEMA, parse("{ node { number real } }"), None, {})
     for _ in range(2):
         found = await settled(prepared.execute(Fragile(), None))
+        assert found.data == {"node": {"number": 1, "real": 1.5}}
+
+
+async def test_a_coroutine_that_an_object_holds_is_awaited() -> None:
+    async def real() -> float:
+        return 1.5
+
+    prepared = PreparedRequest(SCHEMA, parse("{ node { number real } }"), None, {})
+    for _ in range(2):
+        found = await settled(prepared.execute(SimpleNamespace(number=1, real=real()), None))
         assert found.data == {"node": {"number": 1, "real": 1.5}}
 
 

@@ -216,6 +216,20 @@ async def test_a_layer_that_hangs_costs_the_rest_of_its_batch_and_no_number(capl
     assert "took longer than 0.01 s for 3 messages of database default" in caplog.text
 
 
+async def test_a_layer_that_goes_on_hanging_is_told_of_once_and_again_when_it_has_worked_in_between(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    layer = FakeLayer(hangs=names.model_group("one.model"))
+    relay = Relay(layer, send_timeout=0.01, rest_after_hang=0)
+    relay.begin(1, ERA)
+    for number in range(3):
+        await relay.relay(batch(row(number)))
+    assert len(caplog.messages) == 1
+    await relay.relay(batch(row(4, "other.model")))
+    await relay.relay(batch(row(5)))
+    assert len(caplog.messages) == 2
+
+
 async def test_a_layer_that_is_slow_for_each_of_many_messages_is_waited_for_as_long_as_for_one() -> None:
     class Slow(FakeLayer):
         async def group_send(self, group: str, message: dict[str, Any]) -> None:

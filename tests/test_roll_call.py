@@ -84,6 +84,16 @@ class TestState:
     async def test_is_told_by_nobody_where_there_is_no_hub(self, layer: BaseChannelLayer) -> None:
         assert await ask_hubs(layer, STATE, timeout=0.1) == []
 
+    async def test_is_what_a_hub_answers_and_nothing_else_that_comes_to_whoever_asks(self) -> None:
+        class Shared(InMemoryChannelLayer):  # type: ignore[misc]
+            """A layer on which somebody else uses the channel by mistake."""
+
+            async def group_send(self, group: str, message: dict[str, Any]) -> None:
+                await self.send(message["reply"], {"type": "of.somebody.else", "answer": {"of": "somebody else"}})
+                await self.send(message["reply"], {"type": ANSWER, "answer": {"of": "a hub"}})
+
+        assert await ask_hubs(Shared(), STATE, timeout=0.05) == [{"of": "a hub"}]
+
     async def test_is_told_once_by_a_hub_that_follows_several_databases(self, database: Database) -> None:
         layer = InMemoryChannelLayer()
         async with following(database, layer, "default", "second", "third"):

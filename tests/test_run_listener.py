@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable
 
 import pytest
+from django.core.management import CommandError
 from mirakuru.exceptions import ProcessExitedWithError
+from psycopg.conninfo import make_conninfo
 
 from pgnotify_gql import names
+from pgnotify_gql.listener import Listener
+from pgnotify_gql.management.commands.run_listener import _listen
 from pgnotify_gql.relay.messages import CHANGES
 from tests.support.databases import Database
-from tests.support.feed import Room, eventually, lock_holders
+from tests.support.feed import Recorder, Room, eventually, lock_holders, opener
 from tests.support.processes import Process, RedisServer
 from tests.support.receivers import receiving
 
@@ -71,6 +75,26 @@ def test_a_missing_journal_is_one_sentence_and_a_failure(empty_database: Databas
 
 
 @pytest.mark.postgres("18")
+@pytest.mark.postgres("18")
+async def test_a_database_that_refuses_the_listener_is_one_sentence(database: Database) -> None:
+    admin, role = database.connect(), f"stranger_{database.name}"
+    admin.execute(f"create role {role} login")
+    try:
+        refused = Listener(opener(make_conninfo(database.conninfo, user=role)), Recorder())
+        with pytest.raises(CommandError, match=r"^database 'default' refuses the listener: permission denied for "):
+            await _listen("default", refused)
+    finally:
+        admin.execute(f"drop role {role}")
+
+
+async def test_a_database_that_cannot_be_addressed_is_one_sentence_that_names_the_setting() -> None:
+    with pytest.raises(CommandError) as raised:
+        await _listen("default", Listener(opener("hots=example"), Recorder()))
+    assert str(raised.value).startswith(
+        "database 'default' cannot be addressed, LISTENER_CONNINFO is malformed: invalid connection option"
+    )
+
+
 def test_an_unknown_setting_is_one_sentence_and_a_failure(database: Database, run_listener: Start) -> None:
     with pytest.raises(ProcessExitedWithError) as raised:
         run_listener(database, environment={"DJANGO_SETTINGS_MODULE": SETTINGS, "SESSION_TIMEOUT": "-1"})

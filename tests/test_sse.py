@@ -20,10 +20,11 @@ from django.contrib.auth.models import User
 from django.test import override_settings
 
 from example.conversations.models import Conversation, Message
+from pgnotify_gql.conf import get_settings
 from pgnotify_gql.errors import ConfigurationError
 from pgnotify_gql.hub import current_hub
 from pgnotify_gql.hub.cursor import Cursor
-from pgnotify_gql.transport import GraphqlSseConsumer, draining
+from pgnotify_gql.transport import GraphqlSseConsumer, draining, event_stream
 from pgnotify_gql.transport.draining import visits
 from tests.support.databases import Database
 from tests.support.layers import default_layer
@@ -42,6 +43,7 @@ from tests.support.streams import (
     request_scope,
 )
 from tests.support.subscribers import Chat, declare, inline_feed, joined, returns
+from tests.test_wire import AsyncioTransport
 
 started: list[str] = []
 ended: list[str] = []
@@ -647,6 +649,15 @@ class TestTheEndOfAStream:
             await until(lambda: asyncio.all_tasks() == before)
         assert ended == ["forever"]
 
+    async def test_before_anything_was_sent_is_an_answer_all_the_same(self) -> None:
+        events: list[dict[str, Any]] = []
+
+        async def send(event: dict[str, Any]) -> None:
+            events.append(event)
+
+        await event_stream.EventStream(send, get_settings(), server_waits=True).end()
+        assert [event["type"] for event in events] == ["http.response.start", "http.response.body"]
+
     async def test_that_is_noticed_when_it_is_written_to_is_quiet(
         self, application: Application, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -680,6 +691,16 @@ class TestTheEndOfAStream:
             await until(lambda: terminated == [signal.SIGTERM])
 
 
+class Uvicorn:
+    """As Uvicorn has it: `send` is a method of the protocol, and waits for a client, which does not read here."""
+
+    def __init__(self) -> None:
+        self.transport = AsyncioTransport()
+
+    async def send(self, message: Any) -> None:
+        await asyncio.Event().wait()
+
+
 class TestAClientThatDoesNotRead:
     @override_settings(PGNOTIFY_GQL={"OUTBOX_MESSAGES": 10})
     async def test_is_cut_off_so_that_it_comes_back_once_too_many_events_wait(
@@ -702,6 +723,13 @@ class TestAClientThatDoesNotRead:
             await until(lambda: ended == ["flood"])
             stream.reads.set()
             assert len(await stream.rest()) <= 6
+
+    async def test_not_even_the_end_has_its_connection_cut(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(event_stream, "END_TIMEOUT", 0.01)
+        server = Uvicorn()
+        stream = event_stream.EventStream(server.send, get_settings(), server_waits=True)
+        await stream.end()
+        assert server.transport.aborted
 
     @override_settings(PGNOTIFY_GQL={"OUTBOX_BYTES": 5_000})
     async def test_is_sent_a_result_that_alone_is_above_the_limit(self, application: Application) -> None:

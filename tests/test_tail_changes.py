@@ -133,6 +133,25 @@ def alias(name: str, **parameters: Any) -> Iterator[None]:
         del connections.databases[name]
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (datetime(2026, 7, 1, 12, 0, 0, 123456, UTC), "2026-07-01T12:00:00.123456+00:00"),
+        (datetime(2026, 7, 1, 12, 0, 0, 123456), "2026-07-01T12:00:00.123456"),
+        (datetime(2026, 7, 1, 12, 0, 0, 123456).time(), "12:00:00.123456"),
+    ],
+)
+def test_moments_in_json_keep_their_microseconds(value: Any, written: str) -> None:
+    assert json.loads(json.dumps(value, cls=sightings.ValueEncoder)) == written
+
+
+class GoneReader(StringIO):
+    """An output without a file, whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
 class TestLines:
     def test_tell_time_kind_model_key_transaction_and_delay(self, database_triggers: Database, room: Room) -> None:
         begin = cursor_of(database_triggers)
@@ -600,6 +619,10 @@ class TestDatabase:
     def test_is_not_postgresql(self) -> None:
         with alias("lite", ENGINE="django.db.backends.sqlite3", NAME=":memory:"):
             assert failure("--database", "lite") == "database 'lite' is sqlite: the journal needs PostgreSQL"
+
+    def test_is_asked_in_vain_where_nobody_reads(self, database_triggers: Database, room: Room) -> None:
+        room.say("hello")
+        call_command("tail_changes", "--since", "1h", "--no-follow", stdout=GoneReader(), stderr=StringIO())
 
     def test_is_unknown(self) -> None:
         assert "invalid choice: 'nowhere'" in failure("--database", "nowhere")

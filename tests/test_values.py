@@ -570,6 +570,11 @@ class Refusing(models.TextField):  # type: ignore[type-arg]
         raise RuntimeError(f"cannot read {value}")
 
 
+class NextDay(models.DateField):  # type: ignore[type-arg]
+    def from_db_value(self, value: date, expression: Any, connection: Any) -> date:
+        return value + timedelta(days=1)
+
+
 class TestConverters:
     def test_what_a_converter_fails_on_stays_text_and_is_told_once_without_it(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -583,6 +588,12 @@ class TestConverters:
         told = [record.getMessage() for record in caplog.records]
         assert [message.split(" could not")[0] for message in told] == ["stock.Odd.first", "stock.Odd.second"]
         assert all("RuntimeError" in message and "secret" not in message for message in told)
+
+    @pytest.mark.parametrize("raw", ["infinity", "0044-03-15 BC"])
+    def test_what_cannot_be_loaded_does_not_reach_one(self, raw: str) -> None:
+        watch = Watch(make_model("Odd", "odd", day=NextDay()), "__all__")
+        assert watch.values({"id": 1, "day": "2024-02-29"}) == {"id": 1, "day": date(2024, 3, 1)}
+        assert watch.values({"id": 1, "day": raw}) == {"id": 1, "day": raw}
 
 
 class TestMissing:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from channels.layers import InMemoryChannelLayer
 from django.core.management import CommandError, call_command
+from django.db import connections
 from django.test import override_settings
 
 from pgnotify_gql.verification import site
@@ -19,6 +25,7 @@ from pgnotify_gql.verification.judge import Verdict, Violation, ViolationKind
 from pgnotify_gql.verification.latency import Distribution
 from pgnotify_gql.verification.progress import Display, Lines, Status, progress
 from pgnotify_gql.verification.report import Report
+from pgnotify_gql.verification.run import Run
 from tests.support.databases import Database, used_by_django
 from tests.support.ports import free_port
 from tests.support.processes import CHECKOUT
@@ -86,6 +93,39 @@ def test_a_database_that_is_not_followed_is_refused() -> None:
         assert "PGNOTIFY_GQL['DATABASES'] does not name it" in complaint()
 
 
+def test_a_database_that_is_not_postgresql_is_refused() -> None:
+    # Wherever its listeners would connect.
+    followed = {"DATABASES": ["lite"], "LISTENER_CONNINFO": "host=127.0.0.1 port=1"}
+    with sqlite("lite"), override_settings(PGNOTIFY_GQL=followed):
+        assert complaint("--database", "lite") == "database 'lite' is sqlite: the feed needs PostgreSQL"
+
+
+@contextmanager
+def sqlite(alias: str) -> Iterator[None]:
+    """Have an alias of a database in memory."""
+    parameters = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
+    connections.databases[alias] = connections.databases["default"] | parameters
+    try:
+        yield
+    finally:
+        del connections[alias]
+        del connections.databases[alias]
+
+
+class Hanging(InMemoryChannelLayer):  # type: ignore[misc]
+    """A layer whose server takes connections, and does not answer."""
+
+    async def new_channel(self, prefix: str = "") -> str:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+
+def test_a_layer_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "LAYER_TIMEOUT", 0.01)
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": f"{__name__}.Hanging"}}):
+        assert complaint() == ("the channel layer 'default' does not answer within 0.01 s: start what it connects to")
+
+
 def test_a_server_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site, "installed_servers", lambda: ["daphne"])
     assert complaint("--server", "uvicorn") == "--server uvicorn is not installed: pip install uvicorn"
@@ -126,6 +166,62 @@ def test_a_database_without_a_journal_is_told_to_migrate(empty_database: Databas
 
 def test_a_database_that_is_down_is_named() -> None:
     assert complaint().startswith("database 'default' cannot be used: ")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the logs of a run are made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.postgres("18")
+def test_a_run_that_was_cancelled_has_verified_nothing_and_leaves_no_logs(
+    database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(self: Run) -> Report:
+        assert [name.rpartition("_")[0] for name in os.listdir(temporary)] == ["verify_delivery"]
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(Run, "run", run)
+    assert complaint() == "interrupted: nothing is verified"
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.postgres("18")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_violations_are_reported_and_counted_and_the_logs_kept(
+    database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    async def run(self: Run) -> Report:
+        return report(logs=str(self._logs))
+
+    monkeypatch.setattr(Run, "run", run)
+    output = StringIO()
+    with pytest.raises(CommandError, match=r"^30 violations$"):
+        call_command("verify_delivery", *["--json"] * as_json, stdout=output, stderr=StringIO())
+    (logs,) = temporary.iterdir()
+    if as_json:
+        assert json.loads(output.getvalue())["logs"] == str(logs)
+    else:
+        assert output.getvalue().endswith(f"\nlogs            {logs}\n")
+
+
+@pytest.mark.postgres("18")
+def test_with_verbosity_0_there_is_the_report_alone(
+    database: Database, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = report(verdict=Verdict(5, 5))
+
+    async def run(self: Run) -> Report:
+        self._remark("a listener leads that is not of this run")
+        self._progress.show(STATUS)
+        return whole
+
+    monkeypatch.setattr(Run, "run", run)
+    output, errors = StringIO(), StringIO()
+    call_command("verify_delivery", verbosity=0, stdout=output, stderr=errors)
+    assert (output.getvalue(), errors.getvalue()) == (f"{whole.as_text()}\n", "")
 
 
 def report(**changed: Any) -> Report:

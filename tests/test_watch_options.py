@@ -255,6 +255,7 @@ class TestRefusedConditions:
             (Q(colour="red"), "Cannot resolve keyword 'colour' into field"),
             (Q(version="many"), "expected a number but got 'many'"),
             (Q(name__near="x"), "Unsupported lookup 'near'"),
+            (Q(name__isnull="no"), "must be True or False"),
             (Q(owner__name="x"), "Cannot resolve keyword 'owner'"),
             (Q(Exists(Other.objects.filter(item=OuterRef("pk")))), "it asks other rows"),
             (Q(pk__in=Other.objects.values("item")), "it asks other rows"),

@@ -16,7 +16,7 @@ from django.utils.functional import SimpleLazyObject
 
 from pgnotify_gql.transport import wire
 from pgnotify_gql.transport.wire import AsyncioWire, TwistedWire, UnknownWire, wire_under
-from tests.support.sockets import quiet
+from tests.support.sockets import WAIT, quiet
 
 
 class TwistedTransport:
@@ -140,6 +140,13 @@ async def test_a_twisted_connection_is_waited_for_while_its_buffer_is_full() -> 
     # The connection is lost.
     producer.stopProducing()
     await waiting
+
+
+async def test_a_server_whose_send_waits_by_itself_is_never_waited_for() -> None:
+    found = wire_under(Uvicorn().send)
+    assert found.is_writable
+    async with asyncio.timeout(WAIT):
+        await found.writable()
 
 
 async def test_a_connection_that_has_ended_cannot_be_cut() -> None:

@@ -3,6 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
+from pgnotify_gql.hub import writer
 from pgnotify_gql.hub.outbox import Outbox
 from pgnotify_gql.hub.payloads import Payloads
 from tests.support.feed import EVENT_TIMEOUT, NEVER, Notebook
@@ -90,6 +93,44 @@ async def test_to_discard_one_that_waits_ends_no_other() -> None:
     async with asyncio.timeout(EVENT_TIMEOUT):
         await first.stop()
     assert (sockets.sent, sockets.ended) == ([("second", "one")], [("first", None)])
+
+
+async def test_when_the_task_itself_is_cancelled_another_writes_what_is_left() -> None:
+    sockets = Sockets()
+    sockets.block("first")
+    first, second = sockets.outbox("first"), sockets.outbox("second")
+    first.put("lost")
+    second.put("one")
+
+    def cancel() -> None:
+        (task,) = sockets.tasks
+        assert task is not None
+        task.cancel()
+
+    # In the same turn of the loop in which it begins to wait.
+    asyncio.get_running_loop().call_soon(cancel)
+    await sockets.until(lambda: bool(sockets.sent))
+    (task, _) = sockets.tasks
+    assert task is not None
+    assert task.cancelled()
+    assert sockets.sent == [("second", "one")]
+
+
+async def test_when_the_task_is_cancelled_between_two_another_goes_on_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Everybody else has a turn behind each.
+    monkeypatch.setattr(writer, "TURN", -1.0)
+    sockets = Sockets()
+    for outbox in map(sockets.outbox, NAMES):
+        outbox.put("one")
+    await sockets.until(lambda: bool(sockets.sent))
+    (task,) = sockets.tasks
+    assert task is not None
+    task.cancel()
+    await sockets.until(lambda: len(sockets.sent) == len(NAMES))
+    assert task.cancelled()
+    assert sockets.sent == [(name, "one") for name in NAMES]
 
 
 async def test_one_that_cannot_be_written_to_ends_no_other() -> None:

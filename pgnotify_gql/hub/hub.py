@@ -353,9 +353,8 @@ class Hub:
 
     def _forget(self, operation: Operation) -> None:
         self.detach(operation)
-        if operation in self.operations:
-            del self.operations[operation]
-            self.trace.left(operation)
+        del self.operations[operation]
+        self.trace.left(operation)
 
     async def _begin(self, operation: Operation) -> None:
         if operation.cursor is None and operation.state is not None:

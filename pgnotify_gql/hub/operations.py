@@ -204,9 +204,6 @@ class Marker(ABC):
         """Return what is to be sent.  A result with extensions alone: clients hand it on, and take no data from it."""
         return json.dumps({"data": None, "extensions": self.message})
 
-    def __str__(self) -> str:
-        return f"the marker {self.message}"
-
 
 @dataclass(frozen=True)
 class Resync(Marker):

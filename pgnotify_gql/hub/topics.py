@@ -95,11 +95,7 @@ class Topic:
     def matches(self, row: Row) -> bool:
         """Return whether a row is one of these, given by its fields' names.  Raises KeyError for a missing column."""
         values = tuple(row[column] for column in self.columns)
-        try:
-            wanted = values in self.alternatives
-        except TypeError:
-            return False  # a JSON column may hold what cannot be looked up
-        return wanted and (self.filter is None or self.filter.matches(row))
+        return _is_among(values, self.alternatives) and (self.filter is None or self.filter.matches(row))
 
     def mismatch(self, change: Change) -> str | None:
         """

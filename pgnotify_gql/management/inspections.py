@@ -125,12 +125,11 @@ def duration(seconds: float) -> str:
 
 
 def _size(size: float) -> str:
-    for unit in SIZES:
-        # Compared as they are printed: 999,600 bytes are 1.0 MB, and 9,960 are 10 kB.
-        if size < 999.5 or unit == SIZES[-1]:
-            return f"{size:.0f} {unit}" if size >= 9.95 or unit == SIZES[0] else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("the last unit holds every size")
+    place = 0
+    # Compared as they are printed: 999,600 bytes are 1.0 MB, and 9,960 are 10 kB.
+    while size >= 999.5 and place < len(SIZES) - 1:
+        size, place = size / 1000, place + 1
+    return f"{size:.0f} {SIZES[place]}" if size >= 9.95 or place == 0 else f"{size:.1f} {SIZES[place]}"
 
 
 def _count(rows: int) -> str:

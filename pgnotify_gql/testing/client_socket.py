@@ -70,7 +70,7 @@ class ClientSocket:
             self.closed = SocketClosedError(event.get("code", 1000), event.get("reason") or "")
             self._fail(self.closed)
             await self.leave()
-        elif event["type"] == "websocket.send":
+        else:
             await self._handle(json.loads(event["text"]))
 
     async def _handle(self, message: Message) -> None:

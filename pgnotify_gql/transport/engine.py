@@ -119,14 +119,8 @@ class GraphqlEngine:
         source = await execution.subscribe()
         if isinstance(source, Interest):
             await self._feed(source, execution, request, results)
-            return
-        try:
-            async for event in source:
-                results.send(await _settled(await self._hub.executor.run(execution.result, event)))
-        finally:
-            # A generator that waits at its yield would put its things away only when it is collected.
-            if isinstance(source, AsyncGenerator):
-                await source.aclose()
+        else:
+            await self._follow(source, execution, results)
 
     async def _answer(self, execution: _Execution) -> str:
         """Return the result of a query or mutation, whose writes are attributed to whoever asks."""
@@ -152,6 +146,16 @@ class GraphqlEngine:
         if allowed is not None and allowed is not True:
             refusal = GraphQLError("permission denied", original_error=PermissionDenied())
             raise RequestError(self._masking.told([refusal]))
+
+    async def _follow(self, stream: AsyncIterable[Any], execution: _Execution, results: Results) -> None:
+        """Send a result for each event of a stream, to its end."""
+        try:
+            async for event in stream:
+                results.send(await _settled(await self._hub.executor.run(execution.result, event)))
+        finally:
+            # A generator that waits at its yield would put its things away only when it is collected.
+            if isinstance(stream, AsyncGenerator):
+                await stream.aclose()
 
     async def _feed(self, interest: Interest, execution: _Execution, request: Request, results: Results) -> None:
         since = _since(request)

@@ -142,7 +142,8 @@ class _Part:
                         below.append((node.selection_set, around))
                 elif isinstance(node, InlineFragmentNode):
                     below.append((node.selection_set, depth))
-                elif isinstance(node, FragmentSpreadNode):
+                else:
+                    assert isinstance(node, FragmentSpreadNode), "the third kind of selection"
                     self._use(node.name.value, depth)
 
     def _count(self, node: FieldNode, depth: int) -> int:

@@ -28,6 +28,9 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
 """Seconds that an orderly end may take."""
 
+RESTART_DELAY = 1.0
+"""Seconds until one that ended by itself is started again, so that one that cannot run does not do so all the time."""
+
 LOOK_INTERVAL = 0.05
 
 LOG_EXCERPT = 1_500
@@ -183,7 +186,7 @@ class Processes:
 
     def _restarting(self, child: Child) -> Callable[[int], None]:
         async def restart() -> None:
-            await asyncio.sleep(1)
+            await asyncio.sleep(RESTART_DELAY)
             await child.start()
 
         def restart_soon(status: int) -> None:

@@ -150,8 +150,10 @@ class FakeHooks:
 class Wire:
     """A protocol between fakes."""
 
-    def __init__(self, protocol: type[Connection], limits: Limits | None = None) -> None:
-        self.socket = FakeSocket()
+    def __init__(
+        self, protocol: type[Connection], limits: Limits | None = None, socket: FakeSocket | None = None
+    ) -> None:
+        self.socket = socket or FakeSocket()
         self.engine = FakeEngine()
         self.hooks = FakeHooks()
         self.connection = protocol(self.socket, self.engine, self.hooks, limits or Limits())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -9,6 +10,7 @@ from uuid import UUID
 import graphene
 import pytest
 from channels.layers import get_channel_layer
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.backends.signed_cookies import SessionStore
 from django.db import transaction
@@ -18,11 +20,13 @@ from graphql import GraphQLError
 from example.asgi import application as site
 from example.conversations.models import Message
 from pgnotify_gql.errors import ConfigurationError, WatchError
+from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.testing import (
     GraphqlCommunicator,
     GraphqlResultError,
     MemoryJournal,
     NothingSentError,
+    NotSettledError,
     ResyncError,
     SocketClosedError,
     SubscriptionTestError,
@@ -132,6 +136,39 @@ class TestConnecting:
         with pytest.raises(SocketClosedError, match="4406: Subprotocol not acceptable"):
             GraphqlCommunicator(graphene.Schema(query=Answers), subprotocol="mqtt").open()
 
+    def test_a_time_out_of_the_application_is_not_taken_for_one_of_the_test(self) -> None:
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            raise TimeoutError("of the application")
+
+        with pytest.raises(TimeoutError, match="of the application"):
+            GraphqlCommunicator(application).open()
+
+    def test_a_server_that_cannot_start_says_why_and_leaves_nothing_behind(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def start(hub: Hub) -> None:
+            raise LookupError("no start")
+
+        with monkeypatch.context() as patched, default_layer() as layer:
+            patched.setattr(Hub, "start", start)
+            with pytest.raises(LookupError, match="no start") as caught:
+                GraphqlCommunicator(graphene.Schema(query=Answers)).open()
+            assert not isinstance(caught.value.__context__, NotSettledError), "it was waited for in vain"
+            assert get_channel_layer() is layer
+        assert current_server() is None
+        assert not [thread for thread in threading.enumerate() if thread.name == "pgnotify_gql testing"]
+        with GraphqlCommunicator(graphene.Schema(query=Answers)) as client:
+            assert client.execute("{ who }") == {"who": "AnonymousUser"}
+
+    def test_the_user_is_that_of_the_session_where_no_other_is_given(self, room: Room) -> None:
+        session = SessionStore()
+        session[SESSION_KEY] = str(room.alice.pk)
+        session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
+        session[HASH_SESSION_KEY] = room.alice.get_session_auth_hash()
+        session.save()
+        with GraphqlCommunicator(graphene.Schema(query=Answers), session=session) as client:
+            assert client.execute("{ who }") == {"who": "alice"}
+
     def test_what_the_application_raises_is_raised(self) -> None:
         async def application(scope: Any, receive: Any, send: Any) -> None:
             raise LookupError("no route")
@@ -194,6 +231,16 @@ class TestExecuting:
             assert client.execute(long) == {"who": "AnonymousUser"}
             with pytest.raises(SocketClosedError, match="1009"):
                 limited.execute(long)
+
+    def test_pings_are_answered_so_that_more_is_sent_than_may_be_unread(self) -> None:
+        words = ["x" * 1_000] * 20
+        fields = " ".join(f'w{number}: named(word: "{word}")' for number, word in enumerate(words))
+        with (
+            override_settings(PGNOTIFY_GQL={"OUTBOX_BYTES": 30_000}),
+            GraphqlCommunicator(graphene.Schema(query=Answers)) as client,
+        ):
+            for _ in range(10):
+                assert list(client.execute(f"{{ {fields} }}").values()) == words
 
     def test_variables_may_be_what_django_writes_as_json(self) -> None:
         query = "query ($word: String) { named(word: $word) }"

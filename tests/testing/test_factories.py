@@ -190,3 +190,15 @@ def test_ranges_are_written_as_the_database_keeps_them() -> None:
         assert change.new["numbers"] == Range(2, 4)
     finally:
         registry.remove("stock.crate")
+
+
+def test_what_a_field_hands_to_the_database_as_text_is_in_the_image_as_it_is() -> None:
+    class Interval(models.Field):  # type: ignore[type-arg]
+        """An application's own, which leaves months to the database: Python's timedelta has none."""
+
+        def db_type(self, connection: Any) -> str:
+            return "interval"
+
+    field = Interval()
+    make_model("Crate", "crate", kept=field)
+    assert encoded(field, "1 mon") == "1 mon"

@@ -21,7 +21,8 @@ from example.conversations.models import Conversation, Message
 from example.conversations.types import MessageType
 from example.schema import schema as example_schema
 from pgnotify_gql.capture import Kind, change_context
-from pgnotify_gql.errors import JournalMissingError
+from pgnotify_gql.capture.registry import make_watch, registry
+from pgnotify_gql.errors import JournalMissingError, PgnotifyGqlError
 from pgnotify_gql.hub import Audience
 from pgnotify_gql.subscriptions import Change, ModelSubscription, Subscription, Topic
 from pgnotify_gql.testing import (
@@ -32,12 +33,14 @@ from pgnotify_gql.testing import (
     NotSettledError,
     SubscriptionTestError,
     UnexpectedResultError,
+    install_triggers,
     pump,
     server,
 )
 from pgnotify_gql.transport import disconnect_user
 from tests.support.databases import Database
 from tests.support.subscribers import Query, Seen, declare, returns, seen
+from tests.support.watched import make_model
 from tests.testing.conftest import Room, furnished
 
 QUERY = "subscription { changes { pk kind text } }"
@@ -241,6 +244,8 @@ class TestPermissions:
             assert texts([changes.next()]) == ["tea"]
             with pytest.raises(GraphqlResultError, match="not yours"):
                 changes.next()
+            with pytest.raises(GraphqlResultError, match="not yours"):
+                changes.nothing()
 
     def test_a_user_can_be_disconnected(self, room: Room) -> None:
         with (
@@ -283,6 +288,48 @@ class TestInitialState:
         assert told[0] == [(None, "one"), ("INSERT", "two"), ("INSERT", "three")]
         assert sorted(told[1][:2]) == [(None, "one"), (None, "two")]
         assert told[1][2:] == [("INSERT", "three")]
+
+    def test_that_it_is_complete_is_passed_over_between_results(self, room: Room) -> None:
+        room.say("one")
+        with GraphqlCommunicator(graphene.Schema(query=Query, subscription=InitialSubscriptions)) as client:
+            changes = client.subscribe(self.QUERY)
+            room.say("two")
+            pump()
+            assert [changes.next()["messages"]["kind"] for _ in range(2)] == [None, "INSERT"]
+
+    def test_asynchronous_resolvers_of_it_may_ask_in_the_thread_of_the_test(self, room: Room) -> None:
+        class Spoken(graphene.ObjectType):  # type: ignore[misc]
+            author = graphene.String()
+
+            @staticmethod
+            async def resolve_author(message: Message, info: Any) -> str:
+                return str(await database_sync_to_async(lambda: message.author.username)())
+
+        class Everything(Subscription):
+            class Meta:
+                output = Spoken
+                initial = True
+
+            @classmethod
+            def subscribe(cls, info: Any) -> list[Any]:
+                return [Message]
+
+            @classmethod
+            def state(cls, info: Any) -> Iterable[Message]:
+                return Message.objects.all()
+
+            @classmethod
+            def next(cls, change: Any, info: Any) -> Any:
+                return change.instance
+
+        class Subscriptions(graphene.ObjectType):  # type: ignore[misc]
+            everything = Everything.Field()
+
+        room.say("one")
+        with GraphqlCommunicator(graphene.Schema(query=Query, subscription=Subscriptions)) as client:
+            assert client.subscribe("subscription { everything { author } }").next() == {
+                "everything": {"author": "bob"}
+            }
 
     def test_that_it_is_complete_is_nothing_to_read(self, room: Room) -> None:
         room.say("one")
@@ -360,6 +407,16 @@ class TestWhatIsMissing:
             pytest.raises(NotCapturedError, match=r"conversations.message has no triggers .*install_triggers\(\)"),
         ):
             client.subscribe(QUERY)
+
+    @pytest.mark.postgres("18")
+    def test_the_table_of_a_watch(self, database: Database) -> None:
+        watch = make_watch(make_model("Ghost", "ghost"))
+        registry.add(watch)
+        try:
+            with pytest.raises(PgnotifyGqlError, match="ghost"):
+                install_triggers()
+        finally:
+            registry.remove(watch.label)
 
     def test_the_journal(self, empty_database: Database, database: Database) -> None:
         database.connect().execute("drop schema pgnotify_gql cascade")
