@@ -18,6 +18,7 @@ from pgnotify_gql import names
 from pgnotify_gql.capture.kinds import Kind
 from pgnotify_gql.errors import CursorTooOldError
 from pgnotify_gql.hub import Topic
+from pgnotify_gql.hub.cursor import Journal
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
 from pgnotify_gql.hub.receiver import Receiver
@@ -273,11 +274,13 @@ class TestJoiningAndLeaving:
                 beat = heartbeat_message("default", 2, Era("second", at(5)), at(7), {})
                 await layer.group_send(names.heartbeat_group(), dict(beat))
                 await eventually(lambda: feed_of(hub).epoch == 2)
-                return Joined(at(10), 1, AT, "first")
+                return Joined(at(10), 1, AT, "first", journal="the journal")
 
         reader = Overtaken()
         async with hub_with(reader, layer) as hub, hub.depending([Topic(Message)], Told()):
             assert reader.read == [Position(at(5))]
+            # A message does not name the journal; cursors that did not either would be of no use to another process.
+            assert feed_of(hub).journal == Journal("the journal", "second")
 
 
 class TestReadingByItself:

@@ -246,6 +246,7 @@ def test_a_long_backlog_arrives_whole_and_daphne_is_given_no_more_of_it_at_a_tim
         streams, size = streams + 1, 0
         with subscribed(server, alice, room, Last_Event_ID=last) as stream:
             while len(found) < len(texts) and (event := stream.event()) is not None:
+                assert event.result["data"] is not None, event.result
                 text = event.result["data"]["messages"]["text"]
                 found.append(text)
                 size += len(text)

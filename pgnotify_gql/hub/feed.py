@@ -20,6 +20,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -344,6 +345,9 @@ class Feed:
 
     async def _meet(self, epoch: int, journal: Journal) -> None:
         """Begin a new epoch with all models; where an era has begun with it, what it has brought is read first."""
+        if not self.journal.id:
+            # What is known is from a message, which does not name it, and came before the first answer of the database.
+            self.journal = replace(self.journal, id=journal.id)
         # Without an era the database has forgotten the last one, and no leader has begun another yet.
         if epoch < self._epoch or (self.journal.era and not journal.era):
             return
