@@ -152,10 +152,13 @@ class TestEndingByItself:
         assert "pgnotify_gql restart listener 1" not in names
 
     async def test_before_anything_has_begun_it_is_an_error(self, tmp_path: Path) -> None:
-        listener = child("listener 1", "echo the table is missing; exit 1", tmp_path)
+        told = tmp_path / "told"
+        until_told = f"while [ ! -e {told} ]; do sleep 0.01; done"
+        listener = child("listener 1", f"echo the table is missing; {until_told}; exit 1", tmp_path)
         every = world_of(tmp_path, listeners=[listener]).processes
         async with started(listener):
             every.require_alive()
+            told.touch()
             await listener.ended()
             with pytest.raises(VerificationError) as raised:
                 every.require_alive()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -58,7 +59,11 @@ from tests.support.feed import (
 from tests.support.operations import Chaos, Ear, Faulty, Subscriber
 from tests.support.processes import RedisServer
 
-pytestmark = pytest.mark.postgres("18")
+pytestmark = [
+    pytest.mark.postgres("18"),
+    # Where two tasks find the connection of redis-py's PubSub lost, both open one, and the first is dropped unclosed.
+    pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning"),
+]
 
 TIMING = Timing(safety_poll=0.5, session_timeout=600)
 """A listener whose heartbeats come twice a second when it sleeps."""
@@ -68,9 +73,6 @@ AWAY = 1.5
 
 FROZEN = 2.5
 """Seconds for which Redis is frozen: longer than the relay waits for it."""
-
-TURNS = 10
-"""Turns of the event loop within which a connection that was accepted has a task."""
 
 HEALED = 60.0
 """Seconds within which everything must have arrived, on however busy a machine."""
@@ -149,12 +151,16 @@ def silenced(*names: str) -> Iterator[None]:
 
 
 class Cable:
-    """The network between a program and Redis; it can be cut."""
+    """
+    The network between a program and Redis; it can be cut.
+
+    It owns the sockets: of a connection that streams are just being made for, no one could say whose it is.
+    """
 
     def __init__(self, redis: RedisServer) -> None:
         self._redis = redis
         self._port = 0
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lines: list[asyncio.Event] = []
 
@@ -162,63 +168,74 @@ class Cable:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self._port}/0"
 
-    async def mend(self) -> None:
-        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
+    def mend(self) -> None:
+        """Accept connections."""
+        listening = self._listening = socket.create_server(("127.0.0.1", self._port))
+        listening.setblocking(False)
+        self._port = listening.getsockname()[1]
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     async def cut(self) -> None:
         """End every connection, and accept no other."""
-        if self._server is not None:
-            self._server.close()
-        # What is being accepted has its task a few turns of the loop later; and transports close their sockets in the
-        # turn after they are aborted.
-        for _ in range(TURNS):
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await asyncio.sleep(0)
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def replace(self) -> None:
         """End every connection that is stranded, and accept new ones."""
         await self.cut()
-        await self.mend()
+        self.mend()
 
     def strand(self) -> None:
         """Let nothing through on the connections there are, which nobody is told; new ones work."""
         for stranded in self._lines:
             stranded.set()
 
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, listening: socket.socket) -> None:
+        near, far = listening.accept()[0], socket.socket()
+        for end in (near, far):
+            end.setblocking(False)
+        task = asyncio.create_task(self._connect(near, far))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        # Also of a task that is cancelled before it has begun.
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            near.close()
+            far.close()
+
+        task.add_done_callback(ended)
+
+    async def _connect(self, near: socket.socket, far: socket.socket) -> None:
         stranded = asyncio.Event()
         self._lines.append(stranded)
-        writers = [writer]
-        try:
-            redis_reader, redis_writer = await asyncio.open_connection("127.0.0.1", self._redis.port)
-            writers.append(redis_writer)
-            await asyncio.gather(_copy(reader, redis_writer, stranded), _copy(redis_reader, writer, stranded))
-        except (OSError, EOFError, asyncio.CancelledError):
-            pass
-        finally:
-            for opened in writers:
-                opened.transport.abort()
+        with suppress(OSError):
+            await asyncio.get_running_loop().sock_connect(far, ("127.0.0.1", self._redis.port))
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(_copy(near, far, stranded))
+                    both.create_task(_copy(far, near, stranded))
+            except* (OSError, EOFError):
+                pass
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stranded: asyncio.Event) -> None:
-    while data := await reader.read(65536):
+async def _copy(source: socket.socket, target: socket.socket, stranded: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(source, 65536):
         if not stranded.is_set():
-            writer.write(data)
-        await writer.drain()
+            await loop.sock_sendall(target, data)
     raise EOFError
 
 
 @pytest.fixture
 async def cable(redis_server: RedisServer) -> AsyncIterator[Cable]:
     cable = Cable(redis_server)
-    await cable.mend()
+    cable.mend()
     yield cable
     await cable.cut()
 
@@ -251,7 +268,7 @@ async def cut_off(redis: RedisServer, cable: Cable) -> None:
     """Groups and queued messages stay, and come late."""
     await cable.cut()
     await asyncio.sleep(AWAY)
-    await cable.mend()
+    cable.mend()
 
 
 async def thrown_out(redis: RedisServer, cable: Cable) -> None:
