@@ -1,5 +1,7 @@
 """
-Single-row updates by pgbench, of a table with our triggers, of one without, and of one that always notifies.
+Single-row updates by pgbench, of a table with our triggers, of one without, and of some with triggers of others.
+
+One always notifies; one writes a row into a table, and one does nothing, which is the least that any trigger costs.
 
 All in one database; our leader runs in every variant, and is awake as long as there are changes.
 """
@@ -21,6 +23,8 @@ from tests.support.watched import Connection
 WATCHED_TABLE = "watched"
 PLAIN_TABLE = "plain"
 NOTIFYING_TABLE = "notifying"
+COPYING_TABLE = "copying"
+IDLE_TABLE = "idle"
 
 NOTIFY_CHANNEL = "benchmark"
 
@@ -35,10 +39,29 @@ create trigger benchmark_notify after insert or update on {NOTIFYING_TABLE}
 for each row execute function benchmark_notify();
 """
 
+# The least that a journal of any kind can do, for a statement of however many rows: one row into a table without an
+# index, a partition or a default.
+COPY_KEYS = f"""
+create table benchmark_keys (label text, key text);
+create function benchmark_copy() returns trigger language plpgsql as $$
+begin
+    insert into benchmark_keys select '{WATCHED}', changed.id::text from changed;
+    return null;
+end $$;
+create trigger benchmark_copy after update on {COPYING_TABLE} referencing new table as changed
+for each statement execute function benchmark_copy();
+"""
+
+DO_NOTHING = f"""
+create function benchmark_idle() returns trigger language plpgsql as 'begin return null; end';
+create trigger benchmark_idle after update on {IDLE_TABLE} referencing old table as former new table as changed
+for each statement execute function benchmark_idle();
+"""
+
 
 @dataclass(frozen=True)
 class Writing:
-    """A database with the three tables; `session` is for what is done between runs."""
+    """A database with the tables; `session` is for what is done between runs."""
 
     database: Database
     session: Connection
@@ -64,9 +87,10 @@ def writing(plan: Plan) -> Iterator[Writing]:
     with server(plan) as postgres, database(postgres) as made:
         session = made.connect()
         plan.tell("making tables")
-        for table in (WATCHED_TABLE, PLAIN_TABLE, NOTIFYING_TABLE):
+        for table in (WATCHED_TABLE, PLAIN_TABLE, NOTIFYING_TABLE, COPYING_TABLE, IDLE_TABLE):
             make_table(session, table)
         label = watch_table(WATCHED_TABLE)
         assert label == WATCHED
-        session.execute(ALWAYS_NOTIFY)
+        for triggers in (ALWAYS_NOTIFY, COPY_KEYS, DO_NOTHING):
+            session.execute(triggers)
         yield Writing(made, session, plan.pick(10, 1))
