@@ -3,7 +3,8 @@ What our triggers add to statements that write many rows at once.
 
 One statement of one client, which commits at once, on a table that was filled anew before; our leader runs, and relays
 what it finds meanwhile.  Two kinds of table: the barest there is, where nothing hides what a trigger adds, and one as
-Django makes it for a model with two foreign keys.
+Django makes it for a model with two foreign keys.  Beside ours on the bare table, the least that any trigger adds (see
+floors).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.benchmark import AtMost, Benchmark, Comparison, Plan, Variant, World
+from benchmarks.support.floors import FLOORS, empty_floors, make_floors
 from benchmarks.support.listener import leader
 from benchmarks.support.postgres import (
     conditions,
@@ -82,6 +84,7 @@ class Statements:
         fill(self.session, table, rows)
         self.session.execute("reset session_replication_role")
         empty_journal(self.session)
+        empty_floors(self.session)
         settle(self.session, table)
 
 
@@ -90,34 +93,35 @@ def world(plan: Plan) -> Iterator[World]:
     rows = plan.pick(50_000, 5_000)
     with server(plan) as postgres, database(postgres) as made:
         session = made.connect()
-        for table in (WATCHED_TABLES["bare table"], PLAIN_TABLES["bare table"], SOURCE_TABLE):
+        for table in (WATCHED_TABLES["bare table"], PLAIN_TABLES["bare table"], SOURCE_TABLE, *FLOORS.values()):
             make_table(session, table, rows)
+        make_floors(session)
         for table in (WATCHED_TABLES["two foreign keys"], PLAIN_TABLES["two foreign keys"]):
             make_django_table(session, table)
         for table in WATCHED_TABLES.values():
             watch_table(table)
         statements = Statements(session, rows, plan.pick(5, 1))
         comparisons = [
-            _compare(f"{name}, {rows:,} rows, {kind}", kind, statement)
+            comparison
             for kind in WATCHED_TABLES
             for name, statement in (
                 ("UPDATE", statements.update),
                 ("INSERT ... SELECT", statements.insert),
                 ("COPY", statements.copy),
             )
+            for comparison in _compare(f"{name}, {rows:,} rows, {kind}", kind, statement)
         ]
         with leader(made):
             yield World(comparisons, conditions(postgres))
 
 
-def _compare(name: str, kind: str, statement: Callable[[str], float]) -> Comparison:
-    return Comparison(
-        name,
-        Variant("triggers, keys only", partial(statement, WATCHED_TABLES[kind])),
-        Variant("no trigger", partial(statement, PLAIN_TABLES[kind])),
-        "ms",
-        TARGET,
-    )
+def _compare(name: str, kind: str, statement: Callable[[str], float]) -> Iterator[Comparison]:
+    plain = Variant("no trigger", partial(statement, PLAIN_TABLES[kind]))
+    ours = Variant("triggers, keys only", partial(statement, WATCHED_TABLES[kind]))
+    yield Comparison(name, ours, plain, "ms", TARGET)
+    if kind == "bare table":
+        for what, table in FLOORS.items():
+            yield Comparison(name, Variant(what, partial(statement, table)), plain, "ms")
 
 
 BENCHMARK = Benchmark("bulk", "Bulk: what triggers add to statements that write many rows", world)

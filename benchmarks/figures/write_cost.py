@@ -2,7 +2,7 @@
 What our triggers cost writers: transactions per second with and without them, our leader awake.
 
 One client waits for its own commits, many for each other and for the processor.  Beside ours, the least that any
-trigger costs on the same machine: one that does nothing, and one that writes a row into a bare table.
+trigger costs on the same machine (see floors).
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from functools import partial
 
 from benchmarks.benchmark import AtLeast, Benchmark, Comparison, Plan, Variant, World
+from benchmarks.support.floors import FLOORS
 from benchmarks.support.listener import leader
-from benchmarks.support.writing import COPYING_TABLE, IDLE_TABLE, PLAIN_TABLE, WATCHED_TABLE, Writing, writing
+from benchmarks.support.writing import PLAIN_TABLE, WATCHED_TABLE, Writing, writing
 
 CLIENTS = (1, 16, 64)
 
 TARGET = AtLeast(0.85)
 
 UNIT = "transactions/s"
-
-FLOORS = {"a trigger that does nothing": IDLE_TABLE, "a row into a bare table": COPYING_TABLE}
 
 MANY = 16
 """Clients from which on the target holds."""

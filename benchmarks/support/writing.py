@@ -1,7 +1,5 @@
 """
-Single-row updates by pgbench, of a table with our triggers, of one without, and of some with triggers of others.
-
-One always notifies; one writes a row into a table, and one does nothing, which is the least that any trigger costs.
+Single-row updates by pgbench, of a table with our triggers, of one without, of one that always notifies, and of floors.
 
 All in one database; our leader runs in every variant, and is awake as long as there are changes.
 """
@@ -13,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.benchmark import Plan
+from benchmarks.support.floors import FLOORS, empty_floors, make_floors
 from benchmarks.support.layers import WATCHED
 from benchmarks.support.pgbench import transactions_per_second, update_script
 from benchmarks.support.postgres import ROWS, database, empty_journal, make_table, server, settle, watch_table
@@ -23,8 +22,6 @@ from tests.support.watched import Connection
 WATCHED_TABLE = "watched"
 PLAIN_TABLE = "plain"
 NOTIFYING_TABLE = "notifying"
-COPYING_TABLE = "copying"
-IDLE_TABLE = "idle"
 
 NOTIFY_CHANNEL = "benchmark"
 
@@ -39,25 +36,6 @@ create trigger benchmark_notify after insert or update on {NOTIFYING_TABLE}
 for each row execute function benchmark_notify();
 """
 
-# The least that a journal of any kind can do, for a statement of however many rows: one row into a table without an
-# index, a partition or a default.
-COPY_KEYS = f"""
-create table benchmark_keys (label text, key text);
-create function benchmark_copy() returns trigger language plpgsql as $$
-begin
-    insert into benchmark_keys select '{WATCHED}', changed.id::text from changed;
-    return null;
-end $$;
-create trigger benchmark_copy after update on {COPYING_TABLE} referencing new table as changed
-for each statement execute function benchmark_copy();
-"""
-
-DO_NOTHING = f"""
-create function benchmark_idle() returns trigger language plpgsql as 'begin return null; end';
-create trigger benchmark_idle after update on {IDLE_TABLE} referencing old table as former new table as changed
-for each statement execute function benchmark_idle();
-"""
-
 
 @dataclass(frozen=True)
 class Writing:
@@ -70,6 +48,7 @@ class Writing:
     def speed(self, table: str, clients: int) -> float:
         """Return transactions per second, over so many seconds."""
         empty_journal(self.session)
+        empty_floors(self.session)
         settle(self.session, table)
         return transactions_per_second(self.database, update_script(table, ROWS), clients, self.seconds)
 
@@ -87,10 +66,10 @@ def writing(plan: Plan) -> Iterator[Writing]:
     with server(plan) as postgres, database(postgres) as made:
         session = made.connect()
         plan.tell("making tables")
-        for table in (WATCHED_TABLE, PLAIN_TABLE, NOTIFYING_TABLE, COPYING_TABLE, IDLE_TABLE):
+        for table in (WATCHED_TABLE, PLAIN_TABLE, NOTIFYING_TABLE, *FLOORS.values()):
             make_table(session, table)
         label = watch_table(WATCHED_TABLE)
         assert label == WATCHED
-        for triggers in (ALWAYS_NOTIFY, COPY_KEYS, DO_NOTHING):
-            session.execute(triggers)
+        session.execute(ALWAYS_NOTIFY)
+        make_floors(session)
         yield Writing(made, session, plan.pick(10, 1))
