@@ -27,7 +27,7 @@ from pgnotify_gql.journal import JournalRow, Position, Snapshot
 from pgnotify_gql.journal.reader import Batch
 from pgnotify_gql.journal.state import Era, Joined
 from pgnotify_gql.relay.messages import heartbeat_message
-from tests.support.feed import EVENT_TIMEOUT, MESSAGE, eventually, feed_of
+from tests.support.feed import EVENT_TIMEOUT, MESSAGE, NEVER, eventually, feed_of
 from tests.support.operations import Subscriber
 from tests.support.watched import micros
 from tests.test_hub import FakeReader, left_in
@@ -241,7 +241,10 @@ async def turn() -> None:
 
 
 class TestJoiningAndLeaving:
-    async def test_who_joins_while_somebody_who_was_cancelled_leaves_is_fed(self) -> None:
+    async def test_who_joins_while_somebody_who_was_cancelled_leaves_is_fed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pgnotify_gql.hub.receiver.LAYER_TIMEOUT", NEVER)
         layer = SlowToLeave()
         first, cancelled, last = Subscriber(Message), Subscriber(Message), Subscriber(Message)
         async with hub_with(FakeReader(), layer) as hub:

@@ -26,7 +26,7 @@ from pgnotify_gql.journal.snapshot import Snapshot
 from pgnotify_gql.journal.state import Era, begin_era
 from pgnotify_gql.relay import Relay
 from tests.support.databases import Database
-from tests.support.feed import MESSAGE, Notebook, Room, eventually, feed_of, hub_of
+from tests.support.feed import MESSAGE, NEVER, Notebook, Room, eventually, feed_of, hub_of
 from tests.support.initial import another_era, declare_initial, every_message
 from tests.support.layers import default_layer
 from tests.support.subscribers import Chat, declare, returns, subscribers
@@ -57,6 +57,7 @@ async def test_a_state_that_knows_of_an_era_before_the_hub_does_is_sent_once(
 async def test_a_listener_that_begins_an_era_behind_the_first_socket_makes_no_state_come_twice(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pgnotify_gql.hub.feed.NEW_ERA", NEVER)
     hubs: list[Hub] = []
     subscribes = asyncio.Event()
 
@@ -110,7 +111,7 @@ async def test_the_live_marker_is_never_of_a_time_before_the_state(
 ) -> None:
     """A heartbeat of a new era moves the feed back while an operation is catching up."""
     room, outlet, layer = Room(database_triggers), Outlet(), InMemoryChannelLayer()
-    relay, replays, may_replay = Relay(layer), asyncio.Event(), asyncio.Event()
+    relay, replays, may_replay = Relay(layer, send_timeout=NEVER), asyncio.Event(), asyncio.Event()
     began = _now(database_triggers)
     room.say("one")
     shown = _now(database_triggers)

@@ -131,8 +131,7 @@ class TestEndingByItself:
         async with every.running():
             await said_something(listener)
             os.kill(pids(listener)[0], signal.SIGKILL)
-            await eventually(lambda: len(pids(listener)) == 2)
-            assert listener.alive
+            await eventually(lambda: len(pids(listener)) == 2 and listener.alive)
         assert every.unexpected_exits == 1
         assert remarks == [
             f"listener 1 ended by itself with status -9, and is started again: see {tmp_path}/listener 1.log"

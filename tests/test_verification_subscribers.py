@@ -14,11 +14,17 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from pgnotify_gql.verification.subscriber import PROTOCOLS, Kind, Protocol, Subscriber
-from tests.support.feed import eventually
+from tests.support.feed import NEVER, eventually
 
 Message = dict[str, Any]
 
 pytestmark = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that gives up would have used up a script."""
+    monkeypatch.setattr("pgnotify_gql.verification.subscriber.CONNECT_TIMEOUT", NEVER)
 
 
 @asynccontextmanager

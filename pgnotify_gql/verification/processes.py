@@ -166,8 +166,11 @@ class Processes:
                 child.ended_by_itself = self._restarting(child)
             yield
         finally:
-            for task in self._restarts:
+            restarts = list(self._restarts)
+            for task in restarts:
                 task.cancel()
+            # What is just being started is ended by that.
+            await asyncio.gather(*restarts, return_exceptions=True)
             for child in children:
                 child.resume()
                 child.terminate()
