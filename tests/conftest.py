@@ -32,6 +32,7 @@ from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 from django.core.management import call_command
 from django.test import override_settings
+from hypothesis import settings as hypothesis_settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.support import processes
@@ -52,6 +53,11 @@ class HasUrl(Protocol):
 
     @property
     def url(self) -> str: ...
+
+
+# An example may take however long: the machine has other tests to run.
+hypothesis_settings.register_profile("busy", hypothesis_settings(), deadline=None)
+hypothesis_settings.load_profile("busy")
 
 
 def pytest_configure(config: pytest.Config) -> None:

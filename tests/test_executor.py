@@ -20,7 +20,7 @@ from pgnotify_gql.hub.executor import HOP_CHANGES, Executor
 from pgnotify_gql.hub.operations import Cohort, Interest, Operation
 from pgnotify_gql.hub.payloads import Payloads
 from tests.support.databases import Database
-from tests.support.feed import EVENT_TIMEOUT, Notebook, eventually
+from tests.support.feed import EVENT_TIMEOUT, NEVER, Notebook, eventually
 
 
 @dataclass
@@ -396,9 +396,10 @@ async def test_closing_while_asynchronous_executions_wait_leaves_none_unawaited(
     assert receiver.received == []
 
 
-async def test_closing_an_executor_that_never_ran_anything_is_quick() -> None:
+async def test_closing_an_executor_that_never_ran_anything_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "CLOSE_TIMEOUT", NEVER)
     executor = Executor(4)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(EVENT_TIMEOUT):
         await executor.close()
 
 
@@ -444,8 +445,8 @@ async def test_closing_closes_the_connections_of_all_threads(database: Database)
     await executor.close()
     pids = [int(receiver.received[0]) for receiver in receivers]
     assert len(set(pids)) == 3
-    sessions = "select from pg_stat_activity where pid = any(%s)"
-    await eventually(lambda: not database.connect().execute(sessions, [pids]).fetchall())
+    sessions, admin = "select from pg_stat_activity where pid = any(%s)", database.connect()
+    await eventually(lambda: not admin.execute(sessions, [pids]).fetchall())
 
 
 @pytest.mark.parametrize("idle", [True, False])

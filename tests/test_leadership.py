@@ -151,12 +151,20 @@ async def test_a_standby_leads_within_a_second_when_the_session_of_the_leader_en
     database_triggers: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     room, first, second = Room(database_triggers), Recorder(), Recorder()
-    other = standby(database_triggers, second)
+    pauses: list[float] = []
+
+    class Counted(Listener):
+        async def _pause(self, seconds: float) -> None:
+            pauses.append(seconds)
+            await super()._pause(seconds)
+
+    other = Counted(opener(database_triggers.conninfo, 0, "test standby"), second, timing=RARELY)
 
     class Slow(Listener):
         async def _pause(self, seconds: float) -> None:
             """Come back late, so that the standby is first."""
-            await super()._pause(max(seconds, 4 * STANDBY_INTERVAL))
+            await second.until(lambda: bool(second.epochs))
+            await super()._pause(seconds)
 
     leader = Slow(opener(database_triggers.conninfo, 0, "test leader"), first, timing=RARELY)
     async with running(leader):
@@ -167,10 +175,10 @@ async def test_a_standby_leads_within_a_second_when_the_session_of_the_leader_en
             room.say("one")
             await first.has("one")
             terminate(database_triggers, "test leader")
-            clock = asyncio.get_running_loop().time
-            ended = clock()
+            pauses.clear()
             await second.until(lambda: bool(second.epochs))
-            assert clock() - ended < 1
+            # What it waits for, of its own accord: the pause that is under way, and those that follow.
+            assert STANDBY_INTERVAL + sum(pauses) < 1
             room.say("two")
             await second.has("two")
             await eventually(lambda: caplog.text.count("standing by") == 2)
@@ -248,8 +256,7 @@ async def test_a_standby_does_not_keep_bells_it_has_no_use_for(
         for number in range(200):
             room.say(str(number))
         before = len(tries)
-        await tried.until(lambda: len(tries) > before + 1)
-    assert tries[-1] == 0
+        await tried.until(lambda: len(tries) > before + 1 and tries[-1] == 0)
 
 
 async def test_a_standby_can_be_stopped(database_triggers: Database) -> None:
@@ -425,7 +432,9 @@ async def test_a_server_that_no_longer_answers_is_given_up_and_stopping_is_obeye
         async with running(listener):
             async with asyncio.timeout(EVENT_TIMEOUT):
                 await listener.leading.wait()
-            (backend,) = sessions(database_triggers, "test leader")
+            # Not every session of it: the one that its own bell came from may be ending.
+            await eventually(lambda: lock_holders(database_triggers, names.LEADER_LOCK))
+            (backend,) = lock_holders(database_triggers, names.LEADER_LOCK)
             os.kill(backend, signal.SIGSTOP)
             await eventually(lambda: "the server has not answered for 1 s" in caplog.text)
             await eventually(lambda: "lost the database default" in caplog.text)

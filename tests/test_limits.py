@@ -163,8 +163,8 @@ class TestMessages:
                 # Those of ten seconds at once, of which the initialisation was one.
                 for _ in range(9):
                     assert (await socket.run("{ hello }"))["data"] == {"hello": "hello 0"}
-                for _ in range(3):
-                    socket.subscribe("{ hello }")
+                for number in range(10):
+                    socket.subscribe("{ hello }", id=f"more {number}")
                 closed = await socket.closed()
                 assert (closed.code, closed.reason) == (4429, "Too many messages")
 

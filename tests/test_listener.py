@@ -19,6 +19,7 @@ from tests.support.databases import Database
 from tests.support.feed import (
     EVENT_TIMEOUT,
     MESSAGE,
+    NEVER,
     RARELY,
     Bells,
     Recorder,
@@ -37,8 +38,10 @@ FULL = "sorry, too many clients already"
 
 
 @pytest.fixture(autouse=True)
-def shown(caplog: pytest.LogCaptureFixture) -> None:
+def shown(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO, "pgnotify_gql")
+    # One that stays awake for longer, on a busy machine, does not send heartbeats either.
+    monkeypatch.setattr(term_module, "HEARTBEAT_INTERVAL", NEVER)
 
 
 async def test_what_is_committed_is_relayed_in_the_order_of_the_journal(database_triggers: Database) -> None:

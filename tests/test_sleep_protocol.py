@@ -118,9 +118,7 @@ async def test_a_silent_writer_keeps_the_listener_drowsy_and_is_relayed_when_it_
             assert lock_holders(database_triggers, names.AWAKE_LOCK) == []
             assert not doorbell.slept
             writer.commit()
-            committed = time.monotonic()
-            await recorder.has("held")
-            assert time.monotonic() - committed < 1
+            await recorder.has("held", timeout=RARELY.safety_poll / 3)
         await doorbell.until(lambda: doorbell.asleep)
 
 
@@ -352,7 +350,7 @@ ROUNDS_SECONDS_AT_MOST = 60.0
 
 WRITERS = 4
 
-SOON = 1.5
+SOON = 10.0
 """Seconds within which a change is relayed on a busy machine; usually it takes milliseconds."""
 
 

@@ -270,7 +270,7 @@ def test_a_client_that_does_not_read_is_told_to_come_back_and_others_are_served(
         init(socket)
         for number in range(60):
             send(socket, "subscribe", id=str(number), payload={"query": query})
-        server.wait_for_log("a client did not read fast enough; its socket is closed with 1013")
+        server.wait_for_log("a client did not read fast enough; its socket is closed with 1013", timeout=30)
         assert run(other, "{ me { username } }") == ME
         assert close_of(socket) == told(kind, 1013, "Too many messages are waiting for this client")
 

@@ -123,7 +123,10 @@ class TestWithAProvider:
         assert attributes["rows"] == 3
         assert list(attributes["models"]) == ["one.model", "other.model"]
 
-    async def test_a_hop_is_a_span_that_tells_its_executions_and_cohorts(self, exported: Exported) -> None:
+    async def test_a_hop_is_a_span_that_tells_its_executions_and_cohorts(
+        self, exported: Exported, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pgnotify_gql.hub.executor.HOP_TIME", 60.0)
         await execute(5)
         assert exported.attributes(EXECUTE) == [{"executions": 5, "cohorts": 1}]
 

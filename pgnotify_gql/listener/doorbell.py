@@ -44,11 +44,14 @@ class Doorbell:
         nonce = secrets.token_hex(8)
         await other.execute("select pg_notify(%s, %s)", [names.NOTIFY_CHANNEL, nonce])
         deadline = asyncio.get_running_loop().time() + timeout
-        while (remaining := deadline - asyncio.get_running_loop().time()) > 0:
+        while True:
+            # A last look behind the deadline: of a process that stood still, the bell may be there since long.
+            remaining = max(0.0, deadline - asyncio.get_running_loop().time())
             async for bell in self._connection.notifies(timeout=remaining, stop_after=1):
                 if bell.payload == nonce:
                     return True
-        return False
+            if not remaining:
+                return False
 
     async def wait(self, timeout: float) -> bool:  # noqa: ASYNC109
         """Wait for a bell, also one that rang since the last wait; return whether there was one."""

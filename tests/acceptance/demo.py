@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -69,8 +69,7 @@ class Demo(Process):
 
     def kill_with_database(self) -> None:
         """As a power cut does."""
-        for pid in self.database_processes():
-            psutil.Process(pid).kill()
+        kill_all(self.database_processes())
         self.kill_alone()
 
     def ends_within(self, seconds: float) -> int:
@@ -85,6 +84,13 @@ class Demo(Process):
         """The processes of PostgreSQL that work on this demo's data, whoever their parent is by now."""
         data = self.directory / ".demo" / "pgdata"
         return [process.pid for process in psutil.process_iter() if _works_in(process, data)]
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """Kill processes, some of which may end by themselves when others are killed."""
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
 
 
 def _works_in(process: psutil.Process, directory: Path) -> bool:
@@ -105,8 +111,7 @@ def empty_directory() -> Iterator[Path]:
     try:
         yield path
     finally:
-        for pid in Demo(path).database_processes():
-            psutil.Process(pid).kill()
+        kill_all(Demo(path).database_processes())
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -23,6 +23,9 @@ FLAGS = [
     "--disable-sync",
 ]
 
+# Milliseconds: servers and the browser share two cores with other tests.
+expect.set_options(timeout=20_000)
+
 LIVE_ATTEMPTS = 50
 PAUSE = 200
 """Milliseconds until the next probe."""

@@ -91,7 +91,7 @@ class TestSockets:
         self, project_of: Make, serve: Serve
     ) -> None:
         project = project_of("index")
-        configure(project, "PGNOTIFY_GQL |= {'INIT_TIMEOUT': 1, 'MESSAGE_RATE': 2, 'MAX_OPERATIONS': 1}")
+        configure(project, "PGNOTIFY_GQL |= {'INIT_TIMEOUT': 6, 'MESSAGE_RATE': 2, 'MAX_OPERATIONS': 1}")
         server = serve(project)
         with pytest.raises(InvalidStatus) as refused, raw(server, origin="https://elsewhere.example"):
             pass
