@@ -37,7 +37,7 @@ from tests.support.operations import Faulty, Subscriber
 from tests.support.postgres import PostgresServer
 from tests.support.processes import PgBouncer
 
-BELL = 5.0
+BELL = 15.0
 """Seconds within which a change must arrive that was rung for: far less than a minute, and bearable when busy."""
 
 ASLEEP = 0.3
@@ -238,15 +238,18 @@ class Crowd:
         self._dsn = dsn
         self._there: list[psycopg.Connection] = []
 
-    def fill(self) -> None:
-        """Connect until the server refuses."""
-        while True:
+    def fill(self, quiet: float = 1.0) -> None:
+        """Connect until the server has refused for some seconds: who has just left may hold its place until then."""
+        refused_at: float | None = None
+        while refused_at is None or time.monotonic() - refused_at < quiet:
             try:
                 self._there.append(psycopg.connect(self._dsn))
+                refused_at = None
             except psycopg.OperationalError as error:
-                if re.search(FULL, str(error)):
-                    return
-                raise
+                if not re.search(FULL, str(error)):
+                    raise
+                refused_at = refused_at or time.monotonic()
+                time.sleep(0.02)
 
     def leave(self) -> None:
         while self._there:

@@ -53,7 +53,7 @@ from tests.support.receivers import receiving
 RETENTION = 0.5
 """Seconds. Nothing is younger when it is emptied; slots are emptied some twice a second."""
 
-SESSION_TIMEOUT = 3.0
+SESSION_TIMEOUT = 6.0
 """Seconds after which a silent session ends, and a standby suspects its leader."""
 
 PATIENCE = 40.0
@@ -247,7 +247,7 @@ async def test_slots_are_emptied_in_turn_while_changes_flow_and_nothing_is_lost(
     async with (
         observing(database_triggers) as observer,
         subscribed(database_triggers, layer) as subscriber,
-        leading(database_triggers, Relay(layer), timing=BRISK),
+        leading(database_triggers, Relay(layer, send_timeout=60.0), timing=BRISK),
     ):
         nearly_empty = observer.size
         with load.running():
@@ -277,7 +277,7 @@ async def test_a_transaction_that_stays_open_across_rotations_under_load_loses_n
     async with (
         observing(database) as observer,
         subscribed(database, layer) as subscriber,
-        leading(database, Relay(layer), timing=BRISK, polls=wake == "poll"),
+        leading(database, Relay(layer, send_timeout=60.0), timing=BRISK, polls=wake == "poll"),
     ):
         with load.running(), transaction(database) as slow:
             room.say("slow 1", connection=slow)
@@ -318,7 +318,7 @@ async def led(
 
 BACKLOG = 15_000
 
-SLOW = 0.8
+SLOW = 1.5
 """Seconds for each part: a backlog takes eight, more than twice what a session may be silent."""
 
 
@@ -326,7 +326,7 @@ async def test_a_journal_that_has_grown_for_long_is_worked_off_by_one_leader_and
     database_triggers: Database, room: Room, said: Said
 ) -> None:
     layer = roomy_layer()
-    sink, standby = Slowed(Relay(layer), SLOW), Recorder()
+    sink, standby = Slowed(Relay(layer, send_timeout=60.0), SLOW), Recorder()
     async with observing(database_triggers, 0.1) as observer, subscribed(database_triggers, layer) as subscriber:
         nearly_empty = observer.size
         texts = [text for part in range(3) for text in write(room, BACKLOG // 3, f"part {part} number ")]
@@ -362,7 +362,7 @@ async def test_a_leader_that_was_replaced_in_the_middle_of_a_backlog_stops_and_s
     database_triggers: Database, room: Room, said: Said
 ) -> None:
     recorder = Recorder()
-    sink = Slowed(recorder, 0.05)
+    sink = Slowed(recorder, 0.5)
     texts = write(room, BACKLOG)
     async with led(sink, database_triggers.conninfo), opened(database_triggers.conninfo) as usurper:
         await sink.until(lambda: sink.relayed[sink.epochs[0]] > BATCH_ROWS)
@@ -384,7 +384,7 @@ async def test_a_backlog_whose_connection_is_lost_in_the_middle_is_begun_again_a
     database_triggers: Database, room: Room, said: Said
 ) -> None:
     layer = roomy_layer()
-    sink = Slowed(Relay(layer), 0.05)
+    sink = Slowed(Relay(layer, send_timeout=60.0), 0.05)
     async with subscribed(database_triggers, layer) as subscriber:
         texts = write(room, BACKLOG)
         async with led(sink, database_triggers.conninfo):

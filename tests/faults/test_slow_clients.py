@@ -247,7 +247,7 @@ async def test_a_stalled_client_is_closed_so_that_it_comes_back_and_has_missed_n
 ) -> None:
     code = PRIVATE_CODES[CloseCode.TRY_AGAIN_LATER] if kind == "daphne" else CloseCode.TRY_AGAIN_LATER
     told = "a client did not read fast enough; its socket is closed with 1013\n"
-    async with site(kind, database_triggers, SLOW_CLIENT_TIMEOUT=2) as served:
+    async with site(kind, database_triggers, SLOW_CLIENT_TIMEOUT=6) as served:
         gone: list[RawClient] = []
         # Without pings to answer, a client is sent what the system's buffers take: megabytes.
         for subprotocol, changes in ((TRANSPORT, CHANGES // 4), (LEGACY, CHANGES)):

@@ -125,7 +125,7 @@ def test_changes_that_are_lost_are_counted_and_named_with_status_1(
             admin.execute(f"alter table pgnotify_gql.verification {what} trigger user")
             return entries(admin)
 
-    arguments = ("--duration", "15", "--no-faults", "--subscribers", "2", "--wait", "2", "--json")
+    arguments = ("--duration", "15", "--no-faults", "--subscribers", "2", "--wait", "10", "--json")
     with verifying(database_triggers, redis_server, *arguments) as process:
         wait_until(lambda: entries(watcher) > 50, process)
         first = alter("disable")
