@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,22 @@ async def test_the_bell_of_somebody_else_is_not_mistaken_for_the_own_one(
     async with opened(database.conninfo) as other:
         await other.execute("listen pgnotify_gql_elsewhere")
         assert await doorbell.hears(other, LONG)
+
+
+async def test_a_bell_that_came_while_the_process_stood_still_is_heard_behind_the_deadline(
+    doorbell: Doorbell, connection: Connection, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(database.conninfo) as other:
+        execute = other.execute
+
+        async def late(*statement: Any) -> Any:
+            result = await execute(*statement)
+            # Its answer brings the bell along.
+            await current_snapshot(connection)
+            return result
+
+        monkeypatch.setattr(other, "execute", late)
+        assert await doorbell.hears(other, timeout=0)
 
 
 @pytest.mark.postgres("18")
