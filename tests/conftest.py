@@ -6,6 +6,7 @@ A test that needs a database asks for `database` or `database_triggers` and runs
 `tests/support/requirements.py`.
 """
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+
+# Python 3.11 would make a loop for pytest-asyncio, which asks for the thread's own, and nobody would close it.
+asyncio.set_event_loop(None)
 
 # The settings are read once, before there is any server: no test may reach a database by accident.
 os.environ["DJANGO_SETTINGS_MODULE"] = "example.settings"

@@ -936,7 +936,7 @@ async def test_a_hub_that_cannot_keep_up_holds_little_in_memory_and_loses_nothin
 def left_behind() -> tuple[set[str], set[str]]:
     """Names of a hub's tasks and threads; a listener has tasks too."""
     tasks = {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("pgnotify_gql")}
-    tasks -= {"pgnotify_gql bell", "pgnotify_gql stop", "pgnotify_gql backlog"}
+    tasks -= {"pgnotify_gql bell", "pgnotify_gql stop"}
     threads = {thread.name for thread in threading.enumerate() if thread.name.startswith("pgnotify_gql")}
     return tasks, threads
 

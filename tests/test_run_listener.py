@@ -4,7 +4,6 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 from django.core.management import CommandError
@@ -24,7 +23,7 @@ Start = Callable[..., Process]
 
 STANDING_BY = "standing by"
 
-STOP_TIME = 5.0
+STOP_TIME = 2.0
 """Seconds in which a listener that was told to stop has ended."""
 
 
@@ -103,30 +102,22 @@ def test_an_unknown_setting_is_one_sentence_and_a_failure(database: Database, ru
     assert "PGNOTIFY_GQL['SESSION_TIMEOUT'] must be a number above 0" in raised.value.__notes__[0]
 
 
-def _leads(process: Process) -> bool:
-    return "leading database" in process.log
-
-
 async def test_the_leader_is_killed_and_a_standby_leads_within_a_second(
     database_triggers: Database, run_listener: Start, redis_server: RedisServer
 ) -> None:
     room = Room(database_triggers)
-    leader, taken = run_listener(database_triggers, redis_server), list[float]()
+    leader = run_listener(database_triggers, redis_server)
+    standby = run_listener(database_triggers, redis_server, banner=STANDING_BY)
     async with receiving(redis_server) as received:
-        # Whoever stands still for a second on a busy machine has not done so three times.
-        while not taken or (taken[-1] >= 1 and len(taken) < 3):
-            standby = run_listener(database_triggers, redis_server, banner=STANDING_BY)
-            room.say(f"before {len(taken)}")
-            await received.until(received.contains(f"before {len(taken)}"))
-            leader.send_signal(signal.SIGKILL)
-            assert leader.wait() == -signal.SIGKILL
-            killed = time.monotonic()
-            await eventually(partial(_leads, standby))
-            room.say(f"after {len(taken)}")
-            await received.until(received.contains(f"after {len(taken)}"))
-            taken.append(time.monotonic() - killed)
-            leader = standby
-    assert min(taken) < 1, taken
+        room.say("from the first")
+        await received.until(received.contains("from the first"))
+        leader.send_signal(signal.SIGKILL)
+        assert leader.wait() == -signal.SIGKILL
+        killed = time.monotonic()
+        await eventually(lambda: "leading database" in standby.log)
+        assert time.monotonic() - killed < 1
+        room.say("from the second")
+        await received.until(received.contains("from the second"))
 
 
 async def test_a_leader_killed_in_the_middle_of_a_burst_loses_nothing(
@@ -173,7 +164,7 @@ async def test_a_frozen_leader_loses_its_session_and_relays_nothing_stale_when_i
         frozen = time.monotonic()
         room.say("while it is frozen")
         await eventually(lambda: "leading database" in new.log)
-        assert time.monotonic() - frozen < SESSION_TIMEOUT + 6
+        assert time.monotonic() - frozen < SESSION_TIMEOUT + 2
         await received.until(received.contains("while it is frozen"))
         await received.until(lambda: received.epochs()[-1] > old_epoch)
         before = len(received.messages)

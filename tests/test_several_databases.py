@@ -4,7 +4,6 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -388,10 +387,6 @@ def environment(second: Database | str) -> dict[str, str]:
     return {"DJANGO_SETTINGS_MODULE": SETTINGS, "SECOND_DATABASE_URL": url}
 
 
-def nobody_leads(database: Database) -> bool:
-    return not lock_holders(database, names.LEADER_LOCK)
-
-
 def leads(process: Process, alias: str) -> bool:
     return f"leading database {alias} " in process.log
 
@@ -414,7 +409,7 @@ async def test_one_run_listener_leads_all_and_stops_all(
     assert process.wait() == 0
     assert "Traceback" not in process.log
     for found_in in (database, second_database):
-        await eventually(partial(nobody_leads, found_in))
+        assert not lock_holders(found_in, names.LEADER_LOCK)
 
 
 @pytest.mark.postgres("18")
@@ -481,7 +476,7 @@ def test_a_database_that_is_not_followed_cannot_be_listened_to(
 
 
 @pytest.mark.postgres("18")
-async def test_a_database_without_a_journal_ends_the_command_and_the_others_end_in_good_order(
+def test_a_database_without_a_journal_ends_the_command_and_the_others_end_in_good_order(
     database: Database, second_database: Database, empty_database: Database, run_listener: Start
 ) -> None:
     with pytest.raises(ProcessExitedWithError) as raised:
@@ -490,4 +485,4 @@ async def test_a_database_without_a_journal_ends_the_command_and_the_others_end_
     (note,) = raised.value.__notes__
     assert "CommandError: database 'second' has no journal: run `manage.py migrate pgnotify_gql --database" in note
     assert "Traceback" not in note
-    await eventually(partial(nobody_leads, database))
+    assert not lock_holders(database, names.LEADER_LOCK)

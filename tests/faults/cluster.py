@@ -37,7 +37,7 @@ from tests.support.operations import Faulty, Subscriber
 from tests.support.postgres import PostgresServer
 from tests.support.processes import PgBouncer
 
-BELL = 15.0
+BELL = 5.0
 """Seconds within which a change must arrive that was rung for: far less than a minute, and bearable when busy."""
 
 ASLEEP = 0.3

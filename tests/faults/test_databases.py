@@ -616,8 +616,7 @@ async def test_a_leader_behind_a_pooler_is_killed_under_load_and_a_standby_leads
             killed = time.monotonic()
             await eventually(lambda: LEADING in standby.log)
             measured("seconds until the standby leads", time.monotonic() - killed)
-            # The default would take longer.
-            assert time.monotonic() - killed < KILLED_LEASE + 6
+            assert time.monotonic() - killed < KILLED_LEASE + 2
             await eventually(site.load.grown_by(10))
         await site.complete(rings=False)
 

@@ -45,14 +45,11 @@ CRASH_BOUND = 1.0
 SESSION_TIMEOUT = 4.0
 """Seconds after which a frozen leader loses its session, as these listeners are told."""
 
-SLACK = 4.0
-"""Seconds more, so that it is still less than the default would take: a standby tries every 0.25, the server looks at
-its timers and ends the session, the standby begins an epoch, and all share two cores with other tests."""
+SLACK = 1.0
+"""Seconds more: a standby tries every 0.25, the server looks at its timers and ends the session, the standby begins an
+epoch, and all of them share two cores with the writers and with other tests."""
 
 FREEZE_BOUND = SESSION_TIMEOUT + SLACK
-
-STALL = 5.0
-"""Seconds for which a process may stand still, on a machine that has other tests to run."""
 
 PATIENCE = 40.0
 """Seconds for what has no bound but must happen: pauses between two tries to connect grow to several."""
@@ -208,7 +205,7 @@ async def scene(database: Database, redis: RedisServer, note: Note) -> AsyncIter
 async def test_leaders_killed_one_after_the_other_under_load_are_each_followed_within_a_second(
     database_triggers: Database, redis_server: RedisServer, run_listener: Start, record_property: Note
 ) -> None:
-    listeners, times = await started(run_listener, 3, database_triggers, redis_server, environment=CALM), list[float]()
+    listeners = await started(run_listener, 3, database_triggers, redis_server, environment=CALM)
     async with scene(database_triggers, redis_server, record_property) as played:
         with played.load.running():
             while len(listeners) > 1:
@@ -220,14 +217,12 @@ async def test_leaders_killed_one_after_the_other_under_load_are_each_followed_w
                 leader.wait()
                 listeners.remove(leader)
                 _, taken = await played.succeeded(listeners, epoch, killed, "killed awake")
-                assert taken < CRASH_BOUND + STALL
-                times.append(taken)
+                assert taken < CRASH_BOUND
                 assert session not in played.holders()
                 assert [leads(listener) for listener in listeners].count(True) == 1
             await played.at_work()
         await played.all_arrived()
         assert played.stale() == []
-    assert min(times) < CRASH_BOUND, times
 
 
 async def asleep(database: Database) -> None:
@@ -249,7 +244,7 @@ async def test_a_leader_killed_in_its_sleep_is_followed_within_a_second(
             _, taken = await played.succeeded([standby], before, killed, "killed asleep")
             # Relayed, and not only healed by the hub.
             await played.relayed.until(played.relayed.contains("while nobody leads"))
-            assert taken < CRASH_BOUND + STALL
+            assert taken < CRASH_BOUND
             await played.at_work()
         await played.all_arrived()
 
@@ -423,7 +418,7 @@ TIMES = 4
 async def test_a_leader_whose_session_is_ended_again_and_again_is_followed_each_time_within_a_second(
     database_triggers: Database, redis_server: RedisServer, run_listener: Start, record_property: Note
 ) -> None:
-    listeners, times = await started(run_listener, 2, database_triggers, redis_server, environment=CALM), list[float]()
+    listeners = await started(run_listener, 2, database_triggers, redis_server, environment=CALM)
     async with scene(database_triggers, redis_server, record_property) as played:
         with played.load.running():
             for _ in range(TIMES):
@@ -434,13 +429,11 @@ async def test_a_leader_whose_session_is_ended_again_and_again_is_followed_each_
                     ended = time.monotonic()
                     admin.execute("select pg_terminate_backend(%s)", [session])
                 _, taken = await played.succeeded(listeners, before, ended, "terminated")
-                assert taken < CRASH_BOUND + STALL
-                times.append(taken)
+                assert taken < CRASH_BOUND
             await played.at_work()
             await eventually(lambda: sorted(map(state, listeners)) == STATES.split("|"))
         await played.all_arrived()
         assert len(played.stale()) <= TIMES * IN_HAND
-    assert min(times) < CRASH_BOUND, times
 
 
 @pytest.fixture(scope="module")
@@ -588,7 +581,7 @@ async def test_a_standby_that_was_cut_off_stands_by_again_and_leads_when_it_has_
             killed = time.monotonic()
             leader.wait()
             _, taken = await played.succeeded([standby], before, killed, "killed, the standby once cut off")
-            assert taken < CRASH_BOUND + STALL
+            assert taken < CRASH_BOUND
             await played.at_work()
         await played.all_arrived()
 
