@@ -569,7 +569,7 @@ def test_a_filter_matches_an_image_exactly_when_the_orm_finds_the_row(database: 
     for condition in CURIOUS:
         require_the_same(condition, rows)
 
-    @settings(max_examples=150, deadline=None, database=None)
+    @settings(max_examples=150, database=None)
     @given(CONDITIONS)
     def compare(condition: Q) -> None:
         require_the_same(condition, rows)

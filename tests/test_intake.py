@@ -386,7 +386,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(steps=STEPS, joins_at=st.integers(0, 20), parts=st.integers(1, 3))
 def test_every_change_after_joining_is_taken_once_and_in_order_whatever_the_layer_does(
     steps: Sequence[tuple[str, int, int]], joins_at: int, parts: int

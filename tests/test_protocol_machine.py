@@ -364,7 +364,6 @@ def test_whatever_happens_in_whatever_order_a_connection_says_what_its_specifica
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

@@ -853,7 +853,7 @@ def test_whatever_the_orm_writes_arrives_as_the_orm_reads_it(database: Database)
         editor.create_model(model)
     table = watched(database, model, "", columns="__all__")
 
-    @settings(max_examples=100, deadline=None, database=None)
+    @settings(max_examples=100, database=None)
     @given(
         text=TEXT,
         data=JSON,
