@@ -177,11 +177,11 @@ class TestInitialisation:
                 super().send(frame)
                 full.connection.close(CloseCode.TRY_AGAIN_LATER, "Too many messages are waiting for this client")
 
-        full = Wire(GraphqlTransportWs, Limits(keepalive=0.001), Full())
+        full = Wire(GraphqlTransportWs, Limits(), Full())
         full.send("connection_init")
         assert await full.socket.until_closed() == 1013
         await quiet()
-        assert full.connection._timer is None
+        assert full.connection not in full.connection._keep_alive_alarms
         await full.close()
 
     async def test_a_client_may_subscribe_as_soon_as_it_has_the_acknowledgement(self, wire: Wire) -> None:

@@ -28,6 +28,7 @@ from django.db import connections
 
 from .. import metrics
 from ..tracing import EXECUTE, tracing
+from .calls import Calls
 from .lanes import Lanes
 from .operations import Batch, Cohort, Due, Marker, Taken
 from .trace import Trace
@@ -111,6 +112,7 @@ class Executor:
     def __init__(self, workers: int, pool: Pool | None = None) -> None:
         self._own = ThreadPoolExecutor(workers, thread_name_prefix="pgnotify_gql") if pool is None else None
         self._pool: Pool = pool or self._own  # type: ignore[assignment]  # one of the two
+        self._calls = Calls(self._pool.submit)
         self._idle = workers
         self._workers = workers
         self._lanes = Lanes(workers)
@@ -166,7 +168,10 @@ class Executor:
             self._look_after_connections()
             return function(*args, **kwargs)
 
-        return await asyncio.wrap_future(self._pool.submit(call))
+        if self._own is None:
+            # Whoever lends a pool may have something of his own around each call.
+            return await asyncio.wrap_future(self._pool.submit(call))
+        return await self._calls.make(call)
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what an application wrote: asynchronous functions on the event loop, plain ones in a worker thread."""

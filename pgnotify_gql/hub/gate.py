@@ -7,6 +7,17 @@ An ``asyncio.Event`` takes 800 bytes, and a process holds several for each of th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Generator
+
+
+class _Passed:
+    """Is awaited without waiting."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+PASSED = _Passed()
 
 
 class Gate:
@@ -34,17 +45,11 @@ class Gate:
         """Let whoever comes from now on wait."""
         self._open = False
 
-    async def passed(self) -> None:
-        """Wait until it is opened, also if it is closed again at once."""
+    def passed(self) -> Awaitable[None]:
+        """Return what is to be awaited, at once, until it is opened, also if it is closed again at once."""
         if self._open:
-            return
+            return PASSED
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._waiting is None:
-            self._waiting = [future]
-        else:
-            self._waiting.append(future)
-        try:
-            await future
-        finally:
-            if self._waiting is not None and future in self._waiting:
-                self._waiting.remove(future)
+        # Without those who were cancelled meanwhile.
+        self._waiting = [*(other for other in self._waiting or () if not other.done()), future]
+        return future

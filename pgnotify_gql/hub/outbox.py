@@ -65,8 +65,10 @@ class Outbox:
         self._waiting = 0
         self._written = self._answered = 0
         self._asked: list[int] = []
-        self._heard = Gate()
-        self._drained = Gate(is_open=True)
+        # Where somebody waits: for a pong, for room, and for the end of what is being written.
+        self._heard: Gate | None = None
+        self._drained: Gate | None = None
+        self._rested: Gate | None = None
         self._closed = False
         self.given_up = False
         """Whether the client was stuck."""
@@ -74,7 +76,6 @@ class Outbox:
         # The task that writes, and whether one will.
         self._writing: asyncio.Task[None] | None = None
         self._announced = self._cut = False
-        self._rested = Gate(is_open=True)
         # When, by the loop's time, the frame that is being written was begun. A time-out for each would cost as much as
         # writing it.
         self._writing_since: float | None = None
@@ -122,7 +123,7 @@ class Outbox:
     async def room(self) -> None:
         """Wait until no more than half of what may wait is waiting."""
         while not self._has_room:
-            self._drained.close()
+            self._drained = self._drained or Gate()
             await self._drained.passed()
 
     @property
@@ -133,7 +134,8 @@ class Outbox:
         """Note a pong: the client has read all that was written before the oldest ping without an answer."""
         if self._asked:
             self._answered = self._asked.pop(0)
-            self._heard.open()
+            if self._heard is not None:
+                self._heard.open()
 
     def start(self, ended: Callable[[Exception | None], None]) -> None:
         """Write from now on; `ended` is called when closed and empty, or discarded, or with what `send` raised."""
@@ -163,7 +165,7 @@ class Outbox:
         if self._closed:
             return
         self._closed = True
-        self._drained.open()
+        self._let_in()
         if not self._announced:
             self._begin()
 
@@ -178,14 +180,15 @@ class Outbox:
     async def stop(self) -> None:
         """Discard, and wait for what was under way."""
         self.discard()
-        await self._rested.passed()
+        if self._announced:
+            self._rested = self._rested or Gate()
+            await self._rested.passed()
 
     def _begin(self) -> None:
         if self._ended is None:
             return
         if self._frames:
             self._announced = True
-            self._rested.close()
             writer().ready(self)
         elif self._closed:
             self._end(None)
@@ -209,7 +212,8 @@ class Outbox:
     def _rest(self, error: Exception | None) -> None:
         self._writing = self._writing_since = None
         self._announced = False
-        self._rested.open()
+        if self._rested is not None:
+            self._rested.open()
         if error is not None:
             self._end(error)
         elif not self._frames:
@@ -229,30 +233,37 @@ class Outbox:
         self.discard()
         self._stuck()
 
+    def waits(self) -> None:
+        """Watch that no frame takes too long; see ``writer.Written``."""
+        if self._timer is None and self._writing_since is not None:
+            self._timer = asyncio.get_running_loop().call_at(self._writing_since + self._patience, self._watch)
+
     def _watch(self) -> None:
         """Give up where a frame takes too long; looked at once in a while, as long as there is something to write."""
         self._timer = None
-        since, now = self._writing_since, asyncio.get_running_loop().time()
-        if since is None:
+        if self._writing_since is None:
             return
-        if now - since >= self._patience:
+        if asyncio.get_running_loop().time() - self._writing_since >= self._patience:
             self._give_up()
         else:
-            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._watch)
+            self.waits()
+
+    def _let_in(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.open()
 
     async def _write_all(self) -> None:
         # In one piece: a call more costs half a microsecond for each frame of every socket.
         loop, ping, most = asyncio.get_running_loop(), self._ping, self._size
-        if self._timer is None:
-            self._timer = loop.call_later(self._patience, self._watch)
         while self._frames:
             self._writing_since = loop.time()
             if ping is not None and self._unread + len(self._frames[0]) > most:
                 await self._until_read(ping)
             frame = self._frames.popleft()
             self._waiting -= len(frame)
-            if not self._drained.is_open and self._has_room:
-                self._drained.open()
+            if self._drained is not None and self._has_room:
+                self._let_in()
             self._note_written(frame)
             await self._send(frame)
             # Asked well before the limit, so that a client that does read is never waited for.
@@ -264,7 +275,7 @@ class Outbox:
         while self._unread and self._unread + len(self._frames[0]) > self._size:
             if not self._asked:
                 await self._ask(ping)
-            self._heard.close()
+            self._heard = Gate()
             await self._heard.passed()
 
     async def _ask(self, ping: str) -> None:

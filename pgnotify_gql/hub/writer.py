@@ -23,6 +23,9 @@ class Written(Protocol):
     async def write(self) -> None:
         """Write all there is.  Raises nothing but CancelledError, where the task itself is cancelled."""
 
+    def waits(self) -> None:
+        """Note that this takes longer than a turn of the event loop."""
+
 
 class Writer:
     """Goes through what is ready; used on one event loop only."""
@@ -71,6 +74,7 @@ class Writer:
         """Let another task go on, if the one that goes through what is ready waits in the middle."""
         self._asked = False
         if self._writing is not None:
+            self._writing.waits()
             self._task = self._writing = None
             if self._ready:
                 self._begin()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from .. import metrics
@@ -31,7 +31,7 @@ from .graphql_transport_ws import GraphqlTransportWs
 from .graphql_ws import GraphqlWs
 from .masking import Masking
 from .mounting import GraphqlApplication, Receive, Scope, Send, client_outbox
-from .presence import Leave, Presence
+from .presence import Presence
 from .protocol import Connection, Limits
 from .wire import wire_under
 
@@ -80,18 +80,19 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
     async def _serve(self, protocol: type[Connection], hub: Hub, visit: Visit, receive: Receive, send: Send) -> None:
         settings = get_settings()
         socket = _Socket(send, settings, protocol.ping)
-        hooks = _Hooks(self, hub, lambda code, why: connection.close(code, why))
+        hooks = _Hooks(self, hub)
         engine = GraphqlEngine(
             self._schema,
             self._documents,
             hub,
             hooks.context,
-            Masking(shows_errors()),
+            _masking(shows_errors()),
             self._operation_hook,
             self._middleware,
         )
         limits = _limits(settings.INIT_TIMEOUT, settings.KEEPALIVE, settings.MAX_OPERATIONS, settings.MESSAGE_RATE)
         connection = protocol(socket, engine, hooks, limits)
+        hooks.connection = connection
         try:
             socket.open(connection)
             connection.opened()
@@ -114,15 +115,20 @@ def _limits(init_timeout: float, keepalive: float, operations: int, messages: fl
     return Limits(init_timeout, keepalive, operations, messages)
 
 
+@cache
+def _masking(show: bool) -> Masking:
+    return Masking(show)
+
+
 class _Hooks:
     """The application's decisions, asked of the consumer; and the context that follows from them."""
 
-    __slots__ = ("_consumer", "_hub", "_leave", "_params", "_presence")
+    __slots__ = ("_consumer", "_hub", "_params", "_presence", "connection")
 
-    def __init__(self, consumer: GraphqlSubscriptionConsumer, hub: Hub, leave: Leave) -> None:
+    def __init__(self, consumer: GraphqlSubscriptionConsumer, hub: Hub) -> None:
         self._consumer = consumer
         self._hub = hub
-        self._leave = leave
+        self.connection: Connection | None = None
         self._params: Mapping[str, Any] = {}
         self._presence: Presence | None = None
 
@@ -137,6 +143,10 @@ class _Hooks:
 
     def context(self) -> OperationRequest:
         return OperationRequest(self._consumer.scope, self._params)
+
+    def _leave(self, code: CloseCode, why: str) -> None:
+        assert self.connection is not None, "it asks"
+        self.connection.close(code, why)
 
 
 class _Socket:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from ..errors import PgnotifyGqlError
+from ..hub.alarms import Alarms, alarms
 from ..hub.payloads import Envelope, Frames, Payloads
 from .close_codes import CloseCode
 from .frames import Frame, FrameError, Request, shown
@@ -125,12 +126,10 @@ class Connection(ABC):
         self._acknowledged = False
         self._closed = False
         self._rate = Rate(limits.messages, max(1, int(limits.messages * BURST)))
-        # First for the initialisation, then for the keep-alive. A task for each would take 1 kB of every idle socket.
-        self._timer: asyncio.TimerHandle | None = None
 
     def opened(self) -> None:
         """Begin: the client has so long to initialise."""
-        self._call_later(self._limits.init_timeout, self._expect_init)
+        self._init_alarms.set(self)
 
     def received(self, text: str) -> None:
         """Handle a text frame."""
@@ -155,7 +154,7 @@ class Connection(ABC):
     async def closed(self) -> None:
         """End everything that runs for this connection; one operation's failure to end does not keep the others."""
         self._closed = True
-        self._cancel_timer()
+        self._clear_alarms()
         tasks = [*self._operations.values(), *self._tasks]
         for task in tasks:
             task.cancel()
@@ -198,7 +197,7 @@ class Connection(ABC):
         if self._closed:
             return
         self._closed = True
-        self._cancel_timer()
+        self._clear_alarms()
         self._socket.close(code, reason)
         for operation in self._operations.values():
             operation.cancel()
@@ -206,7 +205,7 @@ class Connection(ABC):
     def initialise(self, payload: Mapping[str, Any]) -> None:
         """Ask the application, once."""
         self._initialising = True
-        self._cancel_timer()
+        self._init_alarms.clear(self)
         self._spawn(self._initialise(payload), "initialisation")
 
     @property
@@ -243,7 +242,8 @@ class Connection(ABC):
         return False
 
     def _expect_init(self) -> None:
-        self.close(CloseCode.INITIALISATION_TIMEOUT, "Connection initialisation timeout")
+        if not self._initialising:
+            self.close(CloseCode.INITIALISATION_TIMEOUT, "Connection initialisation timeout")
 
     async def _initialise(self, payload: Mapping[str, Any]) -> None:
         try:
@@ -267,37 +267,37 @@ class Connection(ABC):
                 self.refuse(CloseCode.INTERNAL_SERVER_ERROR, "Internal server error")
             return
         if not self._closed:
-            self._call_later(self._limits.keepalive, self._keep_alive)
+            self._keep_alive_alarms.set(self)
 
     def _keep_alive(self) -> None:
-        self._call_later(self._limits.keepalive, self._keep_alive)
-        self.keep_alive()
+        if not self._closed:
+            self._keep_alive_alarms.set(self)
+            self.keep_alive()
 
-    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, call)
+    @property
+    def _init_alarms(self) -> Alarms[Connection]:
+        return alarms(self._limits.init_timeout, Connection._expect_init)
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    @property
+    def _keep_alive_alarms(self) -> Alarms[Connection]:
+        return alarms(self._limits.keepalive, Connection._keep_alive)
+
+    def _clear_alarms(self) -> None:
+        self._init_alarms.clear(self)
+        self._keep_alive_alarms.clear(self)
 
     async def _operate(self, operation_id: str, request: Request) -> None:
-        task = asyncio.current_task()
-
-        def runs() -> bool:
-            # Completed by the client, or replaced under the same id: what comes late is not sent.
-            return self._operations.get(operation_id) is task and not self._closed
-
+        results = _Results(self, operation_id, asyncio.current_task())
         errors: Sequence[Mapping[str, Any]] = ()
         try:
-            await self._engine.run(request, _Results(self._socket, self.envelope(operation_id), runs))
+            await self._engine.run(request, results)
         except RequestError as error:
             errors = error.errors
         except Exception:
             # The id is the client's own text: as Python shows it, it cannot begin a line of its own.
             logger.exception("operation %r failed", shown(operation_id))
             errors = [{"message": "Internal server error"}]
-        if not runs():
+        if not results.wanted:
             return
         # Free before the end is sent: the client may use the id again as soon as it has it.
         del self._operations[operation_id]
@@ -316,23 +316,32 @@ class Connection(ABC):
         task.add_done_callback(self._tasks.discard)
 
 
-@dataclass(frozen=True)
 class _Results:
-    """Sends the results of an operation for as long as it `runs`."""
+    """Sends the results of the operation that a task of a connection runs, for as long as they are `wanted`."""
 
-    socket: Socket
-    envelope: Envelope
-    runs: Callable[[], bool]
+    __slots__ = ("_connection", "_envelope", "_id", "_task")
+
+    def __init__(self, connection: Connection, operation_id: str, task: asyncio.Task[None] | None) -> None:
+        self._connection = connection
+        self._id = operation_id
+        self._task = task
+        self._envelope = connection.envelope(operation_id)
+
+    @property
+    def wanted(self) -> bool:
+        # Completed by the client, or replaced under the same id: what comes late is not sent.
+        connection = self._connection
+        return connection._operations.get(self._id) is self._task and not connection._closed
 
     def send(self, payload: str) -> None:
-        if self.runs():
-            self.socket.send(self.envelope(payload))
+        if self.wanted:
+            self._connection._socket.send(self._envelope(payload))
 
     def offer(self, payloads: Payloads) -> int:
-        return self.socket.offer(payloads.framed(self.envelope)) if self.runs() else len(payloads)
+        return self._connection._socket.offer(payloads.framed(self._envelope)) if self.wanted else len(payloads)
 
     async def room(self) -> None:
-        await self.socket.room()
+        await self._connection._socket.room()
 
 
 def acknowledgement(answer: Mapping[str, Any] | bool | None) -> Mapping[str, Any] | None:

@@ -1,0 +1,105 @@
+"""Alarms: the same delay for many, with one timer."""
+
+import asyncio
+from typing import Any
+
+from pgnotify_gql.hub.alarms import Alarms, alarms
+from tests.support.feed import EVENT_TIMEOUT
+
+DELAY = 0.02
+
+
+class Bell:
+    """Notes who was called, and when."""
+
+    def __init__(self) -> None:
+        self.rung: list[tuple[Any, float]] = []
+        self._rang = asyncio.Event()
+
+    def __call__(self, sleeper: Any) -> None:
+        self.rung.append((sleeper, asyncio.get_running_loop().time()))
+        self._rang.set()
+        if sleeper == "fails":
+            raise ValueError("it fails")
+
+    async def until(self, count: int) -> list[Any]:
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            while len(self.rung) < count:
+                self._rang.clear()
+                await self._rang.wait()
+        return [sleeper for sleeper, _ in self.rung]
+
+
+async def test_each_is_called_once_when_it_is_due_and_not_before() -> None:
+    bell = Bell()
+    alarm: Alarms[str] = Alarms(DELAY, bell)
+    begun = asyncio.get_running_loop().time()
+    alarm.set("first")
+    await asyncio.sleep(DELAY / 2)
+    alarm.set("second")
+    assert await bell.until(2) == ["first", "second"]
+    (_, first), (_, second) = bell.rung
+    # The clock of a loop has a resolution, within which it calls too soon.
+    assert first >= begun + DELAY - 0.001
+    assert second >= begun + DELAY * 1.5 - 0.001
+    await asyncio.sleep(DELAY * 2)
+    assert len(bell.rung) == 2
+
+
+async def test_one_that_was_cleared_is_not_called_and_the_others_are() -> None:
+    bell = Bell()
+    alarm: Alarms[str] = Alarms(DELAY, bell)
+    for sleeper in ("first", "second", "third"):
+        alarm.set(sleeper)
+    alarm.clear("first")
+    alarm.clear("third")
+    alarm.clear("nobody")
+    assert ["first" in alarm, "second" in alarm] == [False, True]
+    assert await bell.until(1) == ["second"]
+    await asyncio.sleep(DELAY * 2)
+    assert len(bell.rung) == 1
+
+
+async def test_one_that_is_set_again_is_called_once_and_later() -> None:
+    bell = Bell()
+    alarm: Alarms[str] = Alarms(DELAY, bell)
+    alarm.set("again")
+    alarm.set("other")
+    await asyncio.sleep(DELAY / 2)
+    again = asyncio.get_running_loop().time()
+    alarm.set("again")
+    assert await bell.until(2) == ["other", "again"]
+    assert bell.rung[1][1] >= again + DELAY - 0.001
+
+
+async def test_one_that_fails_keeps_no_other_waiting() -> None:
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    bell = Bell()
+    alarm: Alarms[str] = Alarms(DELAY, bell)
+    for sleeper in ("first", "fails", "last"):
+        alarm.set(sleeper)
+    assert await bell.until(3) == ["first", "fails", "last"]
+    assert [str(failure) for failure in failures] == ["it fails"]
+
+
+async def test_thousands_have_one_timer() -> None:
+    bell = Bell()
+    alarm: Alarms[int] = Alarms(DELAY, bell)
+    scheduled: Any = asyncio.get_running_loop()
+    before = len(scheduled._scheduled)
+    for sleeper in range(5_000):
+        alarm.set(sleeper)
+    assert len(scheduled._scheduled) == before + 1
+    assert await bell.until(5_000) == list(range(5_000))
+
+
+def test_those_of_a_loop_that_are_alike_are_the_same() -> None:
+    async def kinds() -> list[Alarms[Any]]:
+        bell = len
+        return [alarms(1.0, bell), alarms(1.0, bell), alarms(2.0, bell), alarms(1.0, repr)]
+
+    one, same, slower, another = asyncio.run(kinds())
+    assert one is same
+    assert len({one, slower, another}) == 3
+    assert asyncio.run(kinds())[0] is not one
