@@ -16,7 +16,6 @@ as {tag}
 #variable_conflict use_column
 declare
     pgn_context pg_catalog.text := pg_catalog.current_setting('pgnotify_gql.context', true);
-    pgn_touched pg_catalog.int8;
     pgn_decidable pg_catalog.bool;
 begin
     if pgn_context = {suppressed} then

@@ -239,7 +239,7 @@ class TestKeys:
 
 
 ODD_NAMES = [
-    "n", "rows", "kind", "found", "pgn", "pgn_old", "pgn_new", "pgn_image", "pgn_touched", "pgn_new_rows",
+    "n", "rows", "kind", "found", "pgn", "pgn_old", "pgn_new", "pgn_image", "pgn_decidable", "pgn_new_rows",
     "pgn_old_rows", "label", "context", "entry", "number", "chunk", "part", "made", "sized", "paired", "changed",
     "update_entry", "old", "new", "tg_op", "xid", "slot", "select", "Capital", "with space", 'quo"te', "it's",
     "back\\slash", "grün", "percent%s", "brace{}", "$$", "a.b", "journal", "long" * 15,

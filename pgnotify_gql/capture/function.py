@@ -144,7 +144,7 @@ class TriggerFunction:
         one, many = changes(kind, conditional)
         if self.by_row:
             return one
-        return template("capture_v1_count.sql").format(rows=self._rows(_sides(kind)[-1]), one=one, many=many)
+        return template("capture_v1_second.sql").format(rows=self._rows(_sides(kind)[-1]), one=one, many=many)
 
     def _rows_of(self, kind: Kind, conditional: bool) -> tuple[sql.Composed, sql.Composed]:
         side = OLD if kind is Kind.DELETE else NEW

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
+from django.conf import settings
 from django.core import signing
 
 from ..errors import CursorError
@@ -63,10 +64,10 @@ class Cursor:
 
     @cached_property
     def token(self) -> str:
-        """What a client is given; made when first asked for, since signing takes 30 us."""
+        """What a client is given; made when first asked for, since signing takes 8 us, and cold ten times that."""
         journals = {database: [journal.id, journal.era] for database, journal in self.journals.items()}
         positions = [[*model, str(position)] for model, position in self.positions.items()]
-        return signing.dumps([journals, positions, self.subject], salt=SALT)
+        return _signer().sign_object([journals, positions, self.subject])
 
     def about(self, subject: str) -> Cursor:
         """Return the same of another question; what it is made of is shared."""
@@ -76,7 +77,7 @@ class Cursor:
     def read(cls, token: Any) -> Cursor:
         """Return what was given to a client.  Raises CursorError for anything that is not signed by this site."""
         try:
-            journals, positions, subject = signing.loads(token, salt=SALT)
+            journals, positions, subject = _signer().unsign_object(token)
             return cls(
                 {(database, label): Position.parse(position) for database, label, position in positions},
                 {database: Journal(*journal) for database, journal in journals.items()},
@@ -91,3 +92,14 @@ class Cursor:
             journals[database].bears(position, self.journals[database])
             for (database, _), position in self.positions.items()
         )
+
+
+def _signer() -> signing.Signer:
+    return _signer_with(settings.SECRET_KEY, tuple(settings.SECRET_KEY_FALLBACKS))
+
+
+# Kept, because to make one takes a quarter of the time.  Without the time in it, which nobody asks for: what is too old
+# to be served is known from the journal.
+@lru_cache(maxsize=2)
+def _signer_with(key: str, fallbacks: tuple[str, ...]) -> signing.Signer:
+    return signing.Signer(key=key, salt=SALT, fallback_keys=list(fallbacks))

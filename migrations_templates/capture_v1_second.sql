@@ -1,10 +1,11 @@
 -- One row is the common case and gets a statement without windows and groups (2 us instead of 8).
 --
+-- Whether there is a second one, and not how many there are: an aggregate takes twice as long to set up (1.3 us more).
 -- Placeholders: rows (name of a transition table), one, many.
 
-select pg_catalog.count(*) into pgn_touched from {rows};
-if pgn_touched = 1 then
-    {one}
-else
+perform from {rows} offset 1;
+if found then
     {many}
+else
+    {one}
 end if;
