@@ -1,14 +1,15 @@
 """Calls in worker threads: many in one hop, none held up by another."""
 
 import asyncio
+import gc
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -95,7 +96,7 @@ async def test_calls_that_come_together_share_a_hop_and_are_made_in_order(
     monkeypatch.setattr(calls_module, "PATIENCE", NEVER)
     made: list[int] = []
     pool.may_begin.clear()
-    waiting = [asyncio.create_task(calls.make(partial(made.append, number))) for number in range(100)]
+    waiting = [calls.make(partial(made.append, number)) for number in range(100)]
     await asyncio.sleep(0)
     pool.may_begin.set()
     await gathered(*waiting)
@@ -108,7 +109,7 @@ async def test_each_is_answered_though_the_next_one_blocks(
 ) -> None:
     monkeypatch.setattr(calls_module, "PATIENCE", NEVER)
     pool.may_begin.clear()
-    quick, slow = asyncio.create_task(calls.make(int)), asyncio.create_task(calls.make(block))
+    quick, slow = calls.make(int), calls.make(block)
     await asyncio.sleep(0)
     pool.may_begin.set()
     assert await gathered(quick) == [0]
@@ -119,8 +120,8 @@ async def test_each_is_answered_though_the_next_one_blocks(
 
 
 async def test_one_that_blocks_holds_up_none_behind_it(calls: Calls, block: Block) -> None:
-    slow = asyncio.create_task(calls.make(block))
-    others = [asyncio.create_task(calls.make(int)) for _ in range(20)]
+    slow = calls.make(block)
+    others = [calls.make(int) for _ in range(20)]
     assert await gathered(*others) == [0] * 20
     # Neither those that came with it, nor those that come later.
     for _ in range(20):
@@ -133,7 +134,7 @@ async def test_one_that_blocks_holds_up_none_behind_it(calls: Calls, block: Bloc
 async def test_one_that_comes_while_another_blocks_need_not_wait_for_help(
     calls: Calls, block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = asyncio.create_task(calls.make(block))
+    slow = calls.make(block)
     await asyncio.to_thread(block.begun.wait, EVENT_TIMEOUT)
     await asyncio.sleep(calls_module.PATIENCE * 2)
     monkeypatch.setattr(Calls, "_send_help", lambda *_: pytest.fail("it waited"))
@@ -146,7 +147,7 @@ async def test_one_that_comes_behind_the_last_look_of_a_thread_need_not_wait_for
     calls: Calls, block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls_module, "PATIENCE", NEVER)
-    first = asyncio.create_task(calls.make(block))
+    first = calls.make(block)
     await asyncio.to_thread(block.begun.wait, EVENT_TIMEOUT)
     block.go_on.set()
     # Without giving the event loop a turn, in which it would learn that the thread has ended.
@@ -166,7 +167,7 @@ async def test_as_many_as_there_are_threads_may_need_each_other(calls: Calls) ->
 async def test_a_call_for_which_nobody_waits_is_not_begun(pool: Pool, calls: Calls) -> None:
     made: list[str] = []
     pool.may_begin.clear()
-    given_up, other = (asyncio.create_task(calls.make(partial(made.append, name))) for name in ("up", "other"))
+    given_up, other = (calls.make(partial(made.append, name)) for name in ("up", "other"))
     await asyncio.sleep(0)
     given_up.cancel()
     await asyncio.sleep(0)
@@ -177,7 +178,7 @@ async def test_a_call_for_which_nobody_waits_is_not_begun(pool: Pool, calls: Cal
 
 
 async def test_one_that_is_given_up_while_it_is_made_disturbs_nobody(calls: Calls, block: Block) -> None:
-    given_up = asyncio.create_task(calls.make(block))
+    given_up = calls.make(block)
     await asyncio.to_thread(block.begun.wait, EVENT_TIMEOUT)
     given_up.cancel()
     await asyncio.sleep(0)
@@ -186,15 +187,53 @@ async def test_one_that_is_given_up_while_it_is_made_disturbs_nobody(calls: Call
     assert given_up.cancelled()
 
 
-async def test_what_one_sets_is_not_for_the_next(calls: Calls) -> None:
-    variable: ContextVar[str] = ContextVar("variable", default="unset")
+async def test_what_is_raised_waits_for_no_garbage_collector(calls: Calls) -> None:
+    class Held:
+        """Something large, which what is called holds."""
 
-    def told() -> str:
-        found = variable.get()
-        variable.set("set")
-        return found
+    async def refused() -> ref[Held]:
+        held = Held()
 
-    assert await gathered(*(calls.make(told) for _ in range(10))) == ["unset"] * 10
+        def call() -> None:
+            raise ValueError(str(held))
+
+        # By hand: pytest would hold what was raised.
+        try:
+            await calls.make(call)
+        except ValueError:
+            return ref(held)
+        raise AssertionError("nothing was raised")
+
+    gc.collect()
+    gc.disable()
+    try:
+        left = await refused()
+        # The thread has gone on to another, and let go of this one.
+        await calls.make(int)
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+async def test_whatever_else_waits_for_a_thread_has_its_turn(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many calls wait: those of thousands of clients are not made before somebody's result."""
+    monkeypatch.setattr(calls_module, "PATIENCE", NEVER)
+    pool.threads.shutdown()
+    pool.threads = ThreadPoolExecutor(1)
+    calls = Calls(pool.submit)
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def call() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(calls_module.TURN / 10)
+
+    waiting = [calls.make(call) for _ in range(100)]
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await begun.wait()
+        assert await asyncio.wrap_future(pool.threads.submit(lambda: "result")) == "result"
+        assert not waiting[-1].done()
+        await asyncio.gather(*waiting)
 
 
 async def test_a_pool_that_is_closed_is_an_error_of_each_call(pool: Pool, calls: Calls) -> None:

@@ -342,3 +342,20 @@ async def test_pongs_answer_pings_in_order_and_one_too_many_is_harmless(socket: 
     await socket.until(lambda: "y" * 60 in socket.sent)
     outbox.close()
     await running
+
+
+async def test_a_pong_that_comes_before_its_ping_counts_as_sent_is_heard(socket: Socket) -> None:
+    async def send(frame: str) -> None:
+        if frame == PING:
+            outbox.answered()
+        await socket.send(frame)
+
+    outbox = Outbox(send, messages=10, size=100, patience=NEVER, stuck=socket.overflowed, ping=PING)
+    running = asyncio.create_task(outbox.run())
+    # The first is too small to be asked about, and there is no room for the second behind it.
+    for frame in ("x" * 20, "y" * 90):
+        outbox.put(frame)
+    await socket.until(lambda: "y" * 90 in socket.sent)
+    assert socket.sent[:3] == ["x" * 20, PING, "y" * 90]
+    outbox.close()
+    await running

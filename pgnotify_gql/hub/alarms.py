@@ -35,9 +35,13 @@ class Alarms(Generic[T]):
             self._timer = loop.call_later(self._seconds, self._ring_due, loop)
 
     def clear(self, sleeper: T) -> None:
-        """Have him called no more."""
-        # The timer is left as it is: whoever it was for, the next one is not due before.
+        """Have him called no more, unless that is already under way."""
         self._due.pop(sleeper, None)
+        # Otherwise the timer is left as it is: whoever it was for, the next one is not due before.
+        if not self._due and self._timer is not None:
+            # It holds its event loop, which is not to outlive its last socket.
+            self._timer.cancel()
+            self._timer = None
 
     def __contains__(self, sleeper: object) -> bool:
         return sleeper in self._due

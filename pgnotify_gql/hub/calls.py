@@ -3,8 +3,10 @@ Calls: what an application wrote, called in worker threads, many in one hop.
 
 When thousands of clients come back at once, each has some functions called (``subscribe``, ``on_connect``), most of
 which take microseconds, while a hop to a thread and back takes more than a hundred.  So a thread makes one call after
-the other for as long as some wait.  Each is answered as soon as the event loop looks, whatever comes behind it; and one
-that takes long, or blocks, holds up those behind it for PATIENCE at most: then another thread goes on with them.
+the other for as long as some wait.  Each is answered as soon as the event loop looks, whatever comes behind it.  Those
+that still wait after PATIENCE are gone on with by one more thread, and after that by another: so calls that take long,
+or block, keep no other waiting for long.  And after TURN a thread leaves what is left to whichever is free next, behind
+everything else that waits for one.
 
 On failure: what a call raises is raised to whoever waits for it, and to nobody else.  One for which nobody waits any
 more is not begun.
@@ -16,7 +18,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ R = TypeVar("R")
 
 PATIENCE = 0.002
 """Seconds after which another thread goes on with what waits."""
+
+TURN = 0.02
+"""Seconds after which whatever else waits for a thread has its turn."""
 
 
 @dataclass(slots=True)
@@ -37,14 +41,16 @@ class _Call:
         if self.answer.cancelled():
             return
         try:
-            # Of its own: what one call sets is not for the next.
-            self.result = Context().run(self.function)
+            self.result = self.function()
         except StopIteration as error:
             # As it would be in a coroutine; a future cannot have one.
             self.error = RuntimeError("a function that was called raised StopIteration")
             self.error.__cause__ = error
         except BaseException as error:
             self.error = error
+        finally:
+            # The error's traceback has this frame: what refers to itself would wait for the garbage collector.
+            del self
 
     def settle(self) -> None:
         if self.answer.cancelled():
@@ -71,8 +77,8 @@ class Calls:
         self._taken_at = 0.0
         self._help: asyncio.TimerHandle | None = None
 
-    async def make(self, function: Callable[[], R]) -> R:
-        """Call a function in a thread; return and raise what it does.  Raises RuntimeError once the pool is closed."""
+    def make(self, function: Callable[[], R]) -> asyncio.Future[R]:
+        """Have a function called; the future has what it returns or raises, or RuntimeError once the pool is closed."""
         loop = asyncio.get_running_loop()
         call = _Call(function, loop.create_future())
         self._waiting.append(call)
@@ -82,8 +88,7 @@ class Calls:
             self._begin(loop)
         elif self._help is None:
             self._help = loop.call_later(PATIENCE, self._send_help, loop)
-        result: R = await call.answer
-        return result
+        return call.answer
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -104,24 +109,35 @@ class Calls:
 
     def _send_help(self, loop: asyncio.AbstractEventLoop) -> None:
         self._help = None
-        if self._waiting:
-            # No more threads than calls: each may be one that blocks.
-            if self._threads < self._unanswered:
-                self._begin(loop)
+        # No more threads than calls: each may be one that blocks.
+        if self._waiting and self._threads < self._unanswered:
+            self._begin(loop)
             self._help = loop.call_later(PATIENCE, self._send_help, loop)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        last = False
-        while not last:
+        until = loop.time() + TURN
+        leaves = False
+        while not leaves:
             call = self._take(loop)
             if call is not None:
                 call.make()
             last = not self._waiting
+            leaves = last or (loop.time() > until and self._is_followed(loop))
             self._made.append((call, last))
+            # As in _Call.make.
+            del call
             if not self._told:
                 self._told = True
                 with suppress(RuntimeError):  # the loop has been closed meanwhile
                     loop.call_soon_threadsafe(self._answer, loop)
+
+    def _is_followed(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Let another thread follow this one, if the pool has not been closed."""
+        try:
+            self._submit(self._work, loop)
+        except RuntimeError:
+            return False
+        return True
 
     def _take(self, loop: asyncio.AbstractEventLoop) -> _Call | None:
         self._taken_at = loop.time()

@@ -239,7 +239,7 @@ class Outbox:
             self._timer = asyncio.get_running_loop().call_at(self._writing_since + self._patience, self._watch)
 
     def _watch(self) -> None:
-        """Give up where a frame takes too long; looked at once in a while, as long as there is something to write."""
+        """Give up where a frame takes too long; looked at once in a while, as long as something is being written."""
         self._timer = None
         if self._writing_since is None:
             return
@@ -273,10 +273,12 @@ class Outbox:
     async def _until_read(self, ping: str) -> None:
         assert self._frames
         while self._unread and self._unread + len(self._frames[0]) > self._size:
-            if not self._asked:
+            if self._asked:
+                self._heard = Gate()
+                await self._heard.passed()
+            else:
+                # It may be answered before it has been sent, as far as ``send`` knows.
                 await self._ask(ping)
-            self._heard = Gate()
-            await self._heard.passed()
 
     async def _ask(self, ping: str) -> None:
         self._note_written(ping)
