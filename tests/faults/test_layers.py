@@ -655,7 +655,7 @@ def stirred(room: Room) -> Iterator[None]:
         thread.join()
 
 
-BEAT = 1.5
+BEAT = 2.5
 """Seconds between two heartbeats: reading the journal must not take longer, on a machine that is busy."""
 
 
