@@ -5,6 +5,8 @@ import gc
 from typing import Any
 from weakref import ref
 
+import pytest
+
 from pgnotify_gql.hub.alarms import Alarms, alarms
 from tests.support.feed import EVENT_TIMEOUT, NEVER
 
@@ -32,9 +34,17 @@ class Bell:
         return [sleeper for sleeper, _ in self.rung]
 
 
-async def test_each_is_called_once_when_it_is_due_and_not_before() -> None:
-    bell = Bell()
-    alarm: Alarms[str] = Alarms(DELAY, bell)
+@pytest.fixture
+def bell() -> Bell:
+    return Bell()
+
+
+@pytest.fixture
+def alarm(bell: Bell) -> Alarms[Any]:
+    return Alarms(DELAY, bell)
+
+
+async def test_each_is_called_once_when_it_is_due_and_not_before(bell: Bell, alarm: Alarms[Any]) -> None:
     begun = asyncio.get_running_loop().time()
     alarm.set("first")
     await asyncio.sleep(DELAY / 2)
@@ -48,9 +58,7 @@ async def test_each_is_called_once_when_it_is_due_and_not_before() -> None:
     assert len(bell.rung) == 2
 
 
-async def test_one_that_was_cleared_is_not_called_and_the_others_are() -> None:
-    bell = Bell()
-    alarm: Alarms[str] = Alarms(DELAY, bell)
+async def test_one_that_was_cleared_is_not_called_and_the_others_are(bell: Bell, alarm: Alarms[Any]) -> None:
     for sleeper in ("first", "second", "third"):
         alarm.set(sleeper)
     alarm.clear("first")
@@ -62,9 +70,7 @@ async def test_one_that_was_cleared_is_not_called_and_the_others_are() -> None:
     assert len(bell.rung) == 1
 
 
-async def test_one_that_is_set_again_is_called_once_and_later() -> None:
-    bell = Bell()
-    alarm: Alarms[str] = Alarms(DELAY, bell)
+async def test_one_that_is_set_again_is_called_once_and_later(bell: Bell, alarm: Alarms[Any]) -> None:
     for sleeper in ("again", "other", "again"):
         alarm.set(sleeper)
     assert await bell.until(2) == ["other", "again"]
@@ -89,20 +95,16 @@ async def test_what_is_left_when_all_are_cleared_does_not_keep_an_event_loop_ali
     assert ended() is None
 
 
-async def test_one_that_fails_keeps_no_other_waiting() -> None:
+async def test_one_that_fails_keeps_no_other_waiting(bell: Bell, alarm: Alarms[Any]) -> None:
     failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
-    bell = Bell()
-    alarm: Alarms[str] = Alarms(DELAY, bell)
     for sleeper in ("first", "fails", "last"):
         alarm.set(sleeper)
     assert await bell.until(3) == ["first", "fails", "last"]
     assert [str(failure) for failure in failures] == ["it fails"]
 
 
-async def test_thousands_have_one_timer() -> None:
-    bell = Bell()
-    alarm: Alarms[int] = Alarms(DELAY, bell)
+async def test_thousands_have_one_timer(bell: Bell, alarm: Alarms[Any]) -> None:
     scheduled: Any = asyncio.get_running_loop()
     before = len(scheduled._scheduled)
     for sleeper in range(5_000):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from .loops import of_loop
+
 T = TypeVar("T", bound=Hashable)
 
 
@@ -50,12 +52,11 @@ class Alarms(Generic[T]):
         self._timer = None
         now = loop.time()
         while self._due:
-            sleeper, due = self._due.popitem(last=False)
+            sleeper, due = next(iter(self._due.items()))
             if due > now:
-                self._due[sleeper] = due
-                self._due.move_to_end(sleeper, last=False)
                 self._timer = loop.call_at(due, self._ring_due, loop)
                 return
+            del self._due[sleeper]
             # By the loop, so that one that fails keeps no other waiting.
             loop.call_soon(self._ring, sleeper)
 
@@ -65,10 +66,7 @@ _alarms: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[float, Any], Al
 
 def alarms(seconds: float, ring: Callable[[T], object]) -> Alarms[T]:
     """Return the alarms of this event loop that have the same delay, and call the same."""
-    loop = asyncio.get_running_loop()
-    kinds = _alarms.get(loop)
-    if kinds is None:
-        kinds = _alarms[loop] = {}
+    kinds = of_loop(_alarms, dict)
     found = kinds.get((seconds, ring))
     if found is None:
         found = kinds[seconds, ring] = Alarms(seconds, ring)

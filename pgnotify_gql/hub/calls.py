@@ -91,15 +91,13 @@ class Calls:
         return call.answer
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            self._submit(self._work, loop)
-        except RuntimeError as error:
-            # The pool has been closed.  Threads that are still at work, if any, make what is left.
-            if not self._threads:
-                self._refuse(error)
-        else:
+        error = self._submitted(loop)
+        if error is None:
             self._threads += 1
             self._taken_at = loop.time()
+        elif not self._threads:
+            # Threads that are still at work, if any, make what is left.
+            self._refuse(error)
 
     def _refuse(self, error: RuntimeError) -> None:
         while self._waiting:
@@ -122,7 +120,7 @@ class Calls:
             if call is not None:
                 call.make()
             last = not self._waiting
-            leaves = last or (loop.time() > until and self._is_followed(loop))
+            leaves = last or (loop.time() > until and self._submitted(loop) is None)
             self._made.append((call, last))
             # As in _Call.make.
             del call
@@ -131,13 +129,13 @@ class Calls:
                 with suppress(RuntimeError):  # the loop has been closed meanwhile
                     loop.call_soon_threadsafe(self._answer, loop)
 
-    def _is_followed(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Let another thread follow this one, if the pool has not been closed."""
+    def _submitted(self, loop: asyncio.AbstractEventLoop) -> RuntimeError | None:
+        """Have the thread that is free next at work, behind what waits for one; return the error of a closed pool."""
         try:
             self._submit(self._work, loop)
-        except RuntimeError:
-            return False
-        return True
+        except RuntimeError as error:
+            return error
+        return None
 
     def _take(self, loop: asyncio.AbstractEventLoop) -> _Call | None:
         self._taken_at = loop.time()

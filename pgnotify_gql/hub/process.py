@@ -24,6 +24,7 @@ from ..listener import connect
 from ..relay.worker import build_listener, channel_layer, timing
 from .executor import Executor
 from .hub import Hub
+from .loops import of_loop
 from .reader import HubReader
 from .receiver import Layer
 from .trace import Trace
@@ -56,7 +57,7 @@ class Held:
     __slots__ = ("_process",)
 
     async def __aenter__(self) -> Hub:
-        self._process = process = _processes.setdefault(asyncio.get_running_loop(), _Process())
+        self._process = process = of_loop(_processes, _Process)
         process.sockets += 1
         try:
             if process.hub is None or process.lock.locked():
@@ -95,7 +96,7 @@ def current_hub() -> Hub:
 @contextmanager
 def served_by(hub: Hub) -> Iterator[None]:
     """Let a hub that somebody else has made, and closes, be the one of this event loop meanwhile."""
-    process = _processes.setdefault(asyncio.get_running_loop(), _Process())
+    process = of_loop(_processes, _Process)
     assert process.hub is None, "an event loop has one hub"
     # Held, so that the last socket does not close it.
     process.hub, process.sockets = hub, process.sockets + 1

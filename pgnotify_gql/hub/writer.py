@@ -13,6 +13,8 @@ from collections import deque
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+from .loops import of_loop
+
 TURN = 0.005
 """Seconds of writing after which everybody else on the event loop has a turn."""
 
@@ -85,8 +87,4 @@ _writers: WeakKeyDictionary[asyncio.AbstractEventLoop, Writer] = WeakKeyDictiona
 
 def writer() -> Writer:
     """Return the writer of this event loop."""
-    loop = asyncio.get_running_loop()
-    found = _writers.get(loop)
-    if found is None:
-        found = _writers[loop] = Writer()
-    return found
+    return of_loop(_writers, Writer)

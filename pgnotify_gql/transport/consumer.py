@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from .. import metrics
@@ -29,7 +29,7 @@ from .draining import Visit, visits
 from .engine import GraphqlEngine
 from .graphql_transport_ws import GraphqlTransportWs
 from .graphql_ws import GraphqlWs
-from .masking import Masking
+from .masking import masking
 from .mounting import GraphqlApplication, Receive, Scope, Send, client_outbox
 from .presence import Presence
 from .protocol import Connection, Limits
@@ -86,7 +86,7 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
             self._documents,
             hub,
             hooks.context,
-            _masking(shows_errors()),
+            masking(shows_errors()),
             self._operation_hook,
             self._middleware,
         )
@@ -113,11 +113,6 @@ class GraphqlSubscriptionConsumer(GraphqlApplication):
 @lru_cache(maxsize=4)
 def _limits(init_timeout: float, keepalive: float, operations: int, messages: float) -> Limits:
     return Limits(init_timeout, keepalive, operations, messages)
-
-
-@cache
-def _masking(show: bool) -> Masking:
-    return Masking(show)
 
 
 class _Hooks:

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from ..conf import get_settings
+from ..hub.loops import of_loop
 from .close_codes import CloseCode
 
 logger = logging.getLogger("pgnotify_gql.transport")
@@ -179,11 +180,7 @@ _visits: WeakKeyDictionary[asyncio.AbstractEventLoop, Visits] = WeakKeyDictionar
 
 def visits() -> Visits:
     """Return the clients of this event loop."""
-    loop = asyncio.get_running_loop()
-    found = _visits.get(loop)
-    if found is None:
-        found = _visits[loop] = Visits(get_settings().DRAIN_WINDOW)
-    return found
+    return of_loop(_visits, lambda: Visits(get_settings().DRAIN_WINDOW))
 
 
 def is_draining() -> bool:

@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
@@ -56,6 +57,12 @@ class Masking:
 
     def _masked(self, told: dict[str, Any], message: str, extensions: dict[str, Any]) -> dict[str, Any]:
         return {**told, "message": told["message"] if self.show else message, "extensions": extensions}
+
+
+@cache
+def masking(show: bool) -> Masking:
+    """Return the one for all sockets and requests that are told as much."""
+    return Masking(show)
 
 
 def _is_for_clients(error: GraphQLError) -> bool:

@@ -38,7 +38,7 @@ from .engine import GraphqlEngine
 from .event_stream import MEDIA_TYPE, EventStream, encoded, server_waits
 from .frames import Request
 from .graphql_over_http import HttpRequest, RefusedError, asked
-from .masking import Masking
+from .masking import masking
 from .mounting import GraphqlApplication, Receive, Scope, Send
 from .protocol import RefusedConnectionError, RequestError
 from .tasks import running
@@ -125,7 +125,7 @@ class GraphqlSseConsumer(GraphqlApplication):
                         self._documents,
                         hub,
                         lambda: http.of_user(self.scope.get("user") or http.user),
-                        Masking(shows_errors()),
+                        masking(shows_errors()),
                         self._operation_hook,
                         self._middleware,
                     )
