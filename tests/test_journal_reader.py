@@ -6,7 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -14,11 +14,19 @@ from psycopg import AsyncConnection, AsyncServerCursor
 from psycopg.pq import TransactionStatus
 
 from pgnotify_gql.errors import CursorTooOldError, JournalMissingError
-from pgnotify_gql.journal import JournalRow, Position, Snapshot, reader
-from pgnotify_gql.journal.reader import Batch, current_snapshot, read_missed, read_new, require_journal
+from pgnotify_gql.journal import JournalRow, Position, Snapshot, inspection, reader
+from pgnotify_gql.journal.reader import (
+    Batch,
+    current_snapshot,
+    read_missed,
+    read_new,
+    require_journal,
+    unseen_parameters,
+)
 from tests.support.databases import Database
 from tests.support.watched import Connection
 
+MANY_MORE = "select 'stock.item', 'INSERT', '[[[1]]]' from generate_series(1, 20000)"
 INSERT = "insert into pgnotify_gql.journal (label, kind, rows) values (%s, 'INSERT', '[[[1]]]') returning id"
 
 
@@ -118,6 +126,27 @@ class TestCursor:
         late = write(slow)
         slow.execute("commit")
         assert (await read(feed, cursor))[0] == [late]
+
+    @pytest.mark.parametrize("other_is_open", [False, True], ids=["alone", "beside_another"])
+    async def test_who_outlasted_many_is_read_with_what_came_after(
+        self, database: Database, feed: reader.Connection, writer: Connection, other_is_open: bool
+    ) -> None:
+        slow, other = database.connect(), database.connect()
+        for session in (slow, other):
+            session.execute("begin; select pg_current_xact_id()")
+        if not other_is_open:
+            other.execute("rollback")
+        write_many(writer, reader.STANDING + 1)
+        cursor = await current_snapshot(feed)
+        assert len(cursor.xip) == 1 + other_is_open
+        new = write(writer)
+        found, cursor = await read(feed, cursor)
+        assert found == [new]
+        late, new = write(slow), write(writer)
+        slow.execute("commit")
+        found, cursor = await read(feed, cursor)
+        assert found == [late, new]
+        assert (await read(feed, cursor))[0] == []
 
     async def test_what_is_rolled_back_is_never_read(self, feed: reader.Connection, writer: Connection) -> None:
         cursor = await current_snapshot(feed)
@@ -375,3 +404,35 @@ async def test_reading_uses_the_index_however_large_the_journal_is(feed: reader.
     lines = [line for (line,) in plan]
     assert [line for line in lines if "Seq Scan" in line and "journal_0" in line] == []
     assert any("journal_0_xid_id_idx" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "statement", [reader.READ, reader.STREAM, inspection.UNRELAYED], ids=["read", "stream", "count"]
+)
+async def test_what_an_open_transaction_has_written_is_not_looked_at(
+    database: Database, feed: reader.Connection, writer: Connection, statement: LiteralString
+) -> None:
+    """A batch job writes for minutes in one transaction; each read would look at every row, for nothing."""
+
+    async def pages(cursor: Snapshot) -> int:
+        parameters = {**unseen_parameters(cursor), "label": None, "limit": 501}
+        (plan,) = await (
+            await feed.execute("explain (analyze, buffers, format json) " + statement, parameters)
+        ).fetchall()
+        counted = plan[0][0]["Plan"]
+        return int(counted["Shared Hit Blocks"] + counted["Shared Read Blocks"])
+
+    slow = database.connect()
+    slow.execute("begin")
+    write(slow)
+    write_many(writer, 2)
+    # Its id is below the newest that has ended, so that the cursor lists it.
+    cursor = await current_snapshot(feed)
+    assert len(cursor.xip) == 1
+    await feed.execute("set enable_seqscan = off; set enable_bitmapscan = off")
+    before = await pages(cursor)
+    slow.execute(INSERT.replace("values (%s, 'INSERT', '[[[1]]]') returning id", MANY_MORE))
+    # The index has become deeper.
+    assert await pages(cursor) < before + 10
+    slow.execute("commit")
+    assert await pages(cursor) > before + 100

@@ -4,7 +4,8 @@ Read what is new in the journal.
 New is what is visible now and was not visible in the cursor.  Rows and the next cursor come from one snapshot: from
 one statement, or for a large backlog from one REPEATABLE READ transaction with a server-side cursor.  So there is no
 gap, nothing twice, and no waiting for transactions that are still open; what it costs does not depend on the size of
-the journal, because "not visible in the cursor" is two probes of its index.
+the journal, because "not visible in the cursor" is two probes of its index: behind the cursor, and of those that were
+in progress in it and have ended since.  What a transaction has written that is still open is not looked at.
 
 Rows are in the order of their ids, which is causal for each table row.
 """
@@ -44,6 +45,16 @@ COLUMNS: LiteralString = """
     id, xid::text::bigint, label, kind, rows::text, (date_part('epoch', at) * 1000000)::bigint as micros, context
 """
 
+# Not all that were in progress: one that is still open has only rows that nobody may see, and of a batch job with
+# 200,000 rows each read looked at every one, for 30 ms.
+ENDED: LiteralString = """
+    any(array(
+        select ended from unnest(%(xip)s::text[]::xid8[]) as ended
+        where pg_visible_in_snapshot(ended, pg_current_snapshot())
+    ))
+"""
+"""What the parameter `xip` lists and has ended since, to compare an xid with."""
+
 BEHIND: LiteralString = f"""
     select {COLUMNS} from pgnotify_gql.journal
     where xid >= %(xmax)s::xid8 and (%(label)s::text is null or label = %(label)s)
@@ -53,7 +64,7 @@ NEW_ROWS: LiteralString = f"""
     {BEHIND}
     union all
     select {COLUMNS} from pgnotify_gql.journal
-    where xid = any(%(xip)s::text[]::xid8[]) and (%(label)s::text is null or label = %(label)s)
+    where xid = {ENDED} and (%(label)s::text is null or label = %(label)s)
 """
 
 # The left join returns the snapshot also when there are no rows. Ordered behind the limit: where it cuts nothing off
@@ -68,8 +79,11 @@ _READ: LiteralString = """
 READ: LiteralString = _READ.format(NEW_ROWS)
 
 READ_BEHIND: LiteralString = _READ.format(BEHIND)
-"""For a cursor in which nothing was in progress: the other probe, of each partition, is a quarter of what a read
-takes."""
+"""Where nothing has ended that was in progress in the cursor: the other probe, of each partition, is a quarter of what
+a read takes."""
+
+STANDING = 100
+"""Transactions that began since: one that was outlasted by so many is not expected to end before the next read."""
 
 STREAM: LiteralString = f"select * from ({NEW_ROWS}) as found order by id"
 
@@ -131,11 +145,10 @@ async def read_new(
     since the database may sort for long before the first one.
     """
     parameters = _parameters(cursor, label)
-    result = await connection.execute(READ if cursor.xip else READ_BEHIND, {**parameters, "limit": batch_rows + 1})
-    found = await result.fetchall()
+    found, after = await _read(connection, cursor, {**parameters, "limit": batch_rows + 1})
     if len(found) <= batch_rows:
         new: list[Any] = [columns[1:] for columns in found if columns[1] is not None]
-        yield Batch(cursor, Snapshot.parse(found[0][0]), new)
+        yield Batch(cursor, after, new)
         return
     if aside is not None:
         yield Batch(cursor, cursor, [], last=False)
@@ -203,6 +216,19 @@ async def require_journal(connection: Connection, database: str) -> None:
     found = await result.fetchone()
     if found is None or found[0] is None:
         raise JournalMissingError(database)
+
+
+async def _read(
+    connection: Connection, cursor: Snapshot, parameters: dict[str, Any]
+) -> tuple[Sequence[Columns], Snapshot]:
+    if all(cursor.xmax - xid > STANDING for xid in cursor.xip):
+        found = await (await connection.execute(READ_BEHIND, parameters)).fetchall()
+        after = Snapshot.parse(found[0][0])
+        if not any(after.sees(xid) for xid in cursor.xip):
+            return found, after
+    # What the one probe has found is found again: rows and the next cursor must be of one snapshot.
+    found = await (await connection.execute(READ, parameters)).fetchall()
+    return found, Snapshot.parse(found[0][0])
 
 
 async def _stream(
