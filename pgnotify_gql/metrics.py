@@ -153,7 +153,9 @@ RELAY_DELAY = _histogram(
 # Of the hub.
 
 RECEIVED_MESSAGES = _counter(
-    "pgnotify_gql_received_messages_total", "Messages of the channel layer that a hub has received.", "database"
+    "pgnotify_gql_received_messages_total",
+    "Messages that a hub has received, through the channel layer or from a listener in its process.",
+    "database",
 )
 
 DROPPED_MESSAGES = _counter(

@@ -797,7 +797,7 @@ class TestTheHub:
     async def test_brings_the_inline_listener_with_it(
         self, application: Application, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async def listen(settings: Any, alias: str) -> None:
+        async def listen(*_: Any) -> None:
             started.append("listener")
             try:
                 await asyncio.Event().wait()

@@ -1037,6 +1037,46 @@ async def test_a_process_has_one_hub_with_its_listener_from_the_first_socket_to_
         assert again is not first
 
 
+# It would read the journal by itself before long.
+@override_settings(PGNOTIFY_GQL={"INLINE_LISTENER": True, "SAFETY_POLL": 60, "SESSION_TIMEOUT": 180})
+async def test_a_hub_has_from_the_listener_beside_it_what_the_layer_does_not_take(
+    database_triggers: Database,
+) -> None:
+    class Broken(InMemoryChannelLayer):  # type: ignore[misc]
+        async def group_send(self, group: str, message: dict[str, Any]) -> None:
+            asked.append(group)
+            raise ConnectionError("of no use")
+
+    asked: list[str] = []
+    layer = Broken()
+    room, subscriber = Room(database_triggers), Subscriber(Message)
+    with default_layer(layer):
+        async with open_hub() as hub:
+            await hub.join(subscriber.operation)
+            room.say("alone")
+            await subscriber.has("alone")
+            assert asked == []
+            # Somebody else in the same process, who has no listener beside him.
+            await layer.group_add(names.model_group(MESSAGE), await layer.new_channel())
+            room.say("with another")
+            await subscriber.has("alone", "with another")
+            await eventually(lambda: asked == [names.model_group(MESSAGE)])
+
+
+@pytest.mark.usefixtures("settings_of_process")
+async def test_another_hub_has_from_an_inline_listener_what_the_layer_brings(
+    database_triggers: Database, layer: BaseChannelLayer
+) -> None:
+    room, beside, elsewhere = Room(database_triggers), Subscriber(Message), Subscriber(Message)
+    async with open_hub() as hub, hub_of(layer, database_triggers.conninfo) as other:
+        await hub.join(beside.operation)
+        await other.join(elsewhere.operation)
+        for text in ("one", "two"):
+            room.say(text)
+        for subscriber in (beside, elsewhere):
+            await subscriber.has("one", "two")
+
+
 @pytest.mark.postgres("18")
 @pytest.mark.usefixtures("settings_of_process")
 async def test_sockets_that_open_at_the_same_time_share_one_hub(database_triggers: Database) -> None:

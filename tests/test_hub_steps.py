@@ -18,6 +18,7 @@ from pgnotify_gql import names
 from pgnotify_gql.capture.kinds import Kind
 from pgnotify_gql.errors import CursorTooOldError
 from pgnotify_gql.hub import Topic
+from pgnotify_gql.hub import receiver as receiver_module
 from pgnotify_gql.hub.cursor import Journal
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
@@ -26,7 +27,7 @@ from pgnotify_gql.hub.stretch import Stretch
 from pgnotify_gql.journal import JournalRow, Position, Snapshot
 from pgnotify_gql.journal.reader import Batch
 from pgnotify_gql.journal.state import Era, Joined
-from pgnotify_gql.relay.messages import heartbeat_message
+from pgnotify_gql.relay.messages import changes_message, heartbeat_message
 from tests.support.feed import EVENT_TIMEOUT, MESSAGE, NEVER, eventually, feed_of
 from tests.support.operations import Subscriber
 from tests.support.watched import micros
@@ -302,7 +303,51 @@ class TestReadingByItself:
         assert "the journal of database default could not be read" in caplog.text
 
 
+def changes(seq: int, epoch: int = 1, era: str = "first") -> dict[str, Any]:
+    """A message of the relay."""
+    return dict(changes_message("default", MESSAGE, epoch, Era(era, at(0)), seq, at(1), at(2), [inserted(1)]))
+
+
+@asynccontextmanager
+async def receiving() -> AsyncIterator[tuple[Receiver, InMemoryChannelLayer]]:
+    """A receiver in the group of a model."""
+    layer = InMemoryChannelLayer()
+    receiver = Receiver(layer, "default", lambda message: None)
+    await receiver.join(names.model_group(MESSAGE))
+    receiver.start()
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        yield receiver, layer
+    await receiver.close()
+
+
 class TestReceiver:
+    async def test_is_handed_what_is_for_its_groups_and_nothing_else(self) -> None:
+        async with receiving() as (receiver, _):
+            receiver.hand(names.model_group("stock.item"), changes(1))
+            receiver.hand(names.model_group(MESSAGE), changes(2))
+            assert await receiver.next() == changes(2)
+            assert receiver.heard_at > 0
+
+    async def test_passes_over_what_the_layer_brings_of_what_it_was_handed(self) -> None:
+        async with receiving() as (receiver, layer):
+            receiver.hand(names.model_group(MESSAGE), changes(4, epoch=2))
+            assert await receiver.next() == changes(4, epoch=2)
+            others = [changes(5, epoch=2), changes(4, epoch=3), changes(4, epoch=1), changes(4, epoch=2, era="second")]
+            for message in [changes(3, epoch=2), changes(4, epoch=2), *others]:
+                await layer.group_send(names.model_group(MESSAGE), message)
+            assert [await receiver.next() for _ in others] == others
+
+    async def test_takes_from_the_layer_what_it_had_no_room_for_when_it_was_handed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(receiver_module, "MOST_WAITING", 1)
+        async with receiving() as (receiver, layer):
+            for seq in (1, 2):
+                receiver.hand(names.model_group(MESSAGE), changes(seq))
+            assert await receiver.next() == changes(1)
+            await layer.group_send(names.model_group(MESSAGE), changes(2))
+            assert await receiver.next() == changes(2)
+
     async def test_asking_a_layer_anew_ends_what_tidies_up_behind_its_messages(self) -> None:
         """On a dead connection channels_redis would wait for that for ever; the name of the list is its own."""
         assert RedisChannelLayer(hosts=[]).receive_cleaners == []

@@ -167,6 +167,15 @@ class Feed:
         """Raise CursorTooOldError when some of what comes after a position has left the journal already."""
         await self._reader.require_complete(position)
 
+    @property
+    def channel(self) -> str:
+        """Return that of the feed at the channel layer; empty until there is one."""
+        return self._receiver.channel
+
+    def hand(self, group: str, message: dict[str, Any]) -> None:
+        """Take what a listener in this process has for a group, see ``Receiver.hand``."""
+        self._receiver.hand(group, message)
+
     async def led(self) -> None:
         """Wait until a leader has begun an era, or for NEW_ERA seconds where none does."""
         with suppress(TimeoutError):

@@ -2,7 +2,8 @@
 The hub of this process: put together from the settings when the first socket opens, closed after the last.
 
 With INLINE_LISTENER the listeners, one for each database, run beside it, in the same event loop.  They are started with
-the first socket, since Daphne tells an application nothing of its own start and end.
+the first socket, since Daphne tells an application nothing of its own start and end.  What they relay reaches this hub
+directly, and others through the channel layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -21,8 +22,10 @@ from channels.layers import InMemoryChannelLayer
 from ..conf import Settings, database_conninfo, get_settings
 from ..errors import PgnotifyGqlError
 from ..listener import connect
+from ..relay.relay import Layer as RelayLayer
 from ..relay.worker import build_listener, channel_layer, timing
 from .executor import Executor
+from .feed import Feed
 from .hub import Hub
 from .loops import of_loop
 from .reader import HubReader
@@ -128,7 +131,7 @@ async def _start(process: _Process, settings: Settings) -> None:
     process.hub = hub
     if settings.INLINE_LISTENER:
         process.listeners = [
-            asyncio.create_task(_listen(settings, alias), name=f"pgnotify_gql inline listener {alias}")
+            asyncio.create_task(_listen(settings, alias, hub.feed(alias)), name=f"pgnotify_gql inline listener {alias}")
             for alias in settings.DATABASES
         ]
 
@@ -151,10 +154,34 @@ async def _close_unused(process: _Process) -> None:
     await hub.close()
 
 
-async def _listen(settings: Settings, alias: str) -> None:
+class _Beside:
+    """
+    The channel layer, for a listener beside a hub, whose feed is handed what it waits for without the layer.
+
+    The in-memory one copies a message, and starts a task, for each who receives it: a tenth of the time that a single
+    change takes on its way behind the commit.
+    """
+
+    def __init__(self, feed: Feed, layer: RelayLayer) -> None:
+        self._feed = feed
+        self._layer = layer
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        self._feed.hand(group, message)
+        if self._has_others(group):
+            await self._layer.group_send(group, message)
+
+    def _has_others(self, group: str) -> bool:
+        # It alone can be asked; and reaches nobody outside this process.
+        if not isinstance(self._layer, InMemoryChannelLayer):
+            return True
+        return any(channel != self._feed.channel for channel in self._layer.groups.get(group, ()))
+
+
+async def _listen(settings: Settings, alias: str, feed: Feed) -> None:
     while True:
         try:
-            await build_listener(alias, settings).run()
+            await build_listener(alias, settings, _Beside(feed, channel_layer(settings))).run()
         except (PgnotifyGqlError, psycopg.Error) as error:
             logger.error("the inline listener of database %s cannot run: %s", alias, error)
         await asyncio.sleep(INLINE_RETRY)

@@ -6,6 +6,9 @@ them in the memory of this process.  What is held here is bounded as well, and w
 notices by the numbers, as it notices what the layer lost.  Questions do not wait behind changes: who asks wants to know
 what a feed does that hangs.
 
+A listener in this very process hands over what it has for a group without the layer, and sends it through the layer for
+all others; what then comes from there as well is passed over.
+
 Groups are joined again now and then, since a layer may forget them without a word: a flushed Redis, an expired
 membership.  A layer that fails is tried again, from the start on.  One that hangs holds nobody up for longer than
 LAYER_TIMEOUT, and is left and asked anew when the feed says that it has been silent for too long.
@@ -23,6 +26,7 @@ from typing import Any, Protocol
 
 from .. import metrics
 from ..journal.change import ROWS
+from ..relay.messages import CHANGES
 from .roll_call import ASK
 
 logger = logging.getLogger("pgnotify_gql.hub")
@@ -78,6 +82,8 @@ class Receiver:
         self._waiting: deque[Message] = deque()
         self._waiting_size = 0
         self._dropping = False
+        # Of each model: era, epoch and number of the last message that was handed over.
+        self._handed: dict[str, tuple[str, int, int]] = {}
         self._arrived = asyncio.Event()
         self._failed = False
         self._failing = False
@@ -116,6 +122,16 @@ class Receiver:
         message = self._waiting.popleft()
         self._waiting_size -= _size(message)
         return message
+
+    @property
+    def channel(self) -> str:
+        """Return its channel at the layer; empty until there is one."""
+        return self._channel
+
+    def hand(self, group: str, message: Message) -> None:
+        """Take what a listener in this process has for a group, if it was joined."""
+        if group in self._groups and self._keep(message) and message["type"] == CHANGES:
+            self._handed[message["label"]] = message["era"], message["epoch"], message["seq"]
 
     async def join(self, group: str) -> None:
         """Join a group; what a layer does not do now is done the next time."""
@@ -167,17 +183,27 @@ class Receiver:
                 await self.join_again()
             else:
                 self._note_works()
-                self._keep(message)
+                if not self._has_been_handed(message):
+                    self._keep(message)
 
     async def _receive_one(self) -> Message:
         if not self._channel:
             raise ConnectionError("it has not given a channel yet")
         return await self._layer.receive(self._channel)
 
-    def _keep(self, message: Message) -> None:
+    def _has_been_handed(self, message: Message) -> bool:
+        # Asked of whatever comes: nothing is to be expected of it.
+        handed = self._handed.get(message.get("label", "")) if self._handed else None
+        if handed is None or message.get("type") != CHANGES or message["database"] != self._database:
+            return False
+        era, epoch, seq = handed
+        return (message["era"], message["epoch"]) == (era, epoch) and bool(message["seq"] <= seq)
+
+    def _keep(self, message: Message) -> bool:
+        """Return whether there was room for it."""
         if message.get("type") == ASK:
             self._asked(message)
-            return
+            return True
         self._received.inc()
         size = _size(message)
         if message.get("database") == self._database:
@@ -185,11 +211,12 @@ class Receiver:
         # One alone always fits, however large.
         if self._waiting and self._waiting_size + size > MOST_WAITING:
             self._note_dropped()
-            return
+            return False
         self._dropping = False
         self._waiting.append(message)
         self._waiting_size += size
         self._arrived.set()
+        return True
 
     async def _join(self, group: str) -> bool:
         try:

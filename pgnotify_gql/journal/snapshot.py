@@ -9,7 +9,7 @@ sequence number loses rows that commit late, and waiting for xmin stalls behind 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ..errors import CursorError
 
@@ -22,7 +22,9 @@ class Snapshot:
     xmax: int
     xip: tuple[int, ...] = ()
 
+    # The cursor behind one batch is that before the next, and a message is asked for both more than once.
     @classmethod
+    @lru_cache(maxsize=16)
     def parse(cls, text: str) -> Snapshot:
         """Return the snapshot that PostgreSQL wrote.  Raises CursorError."""
         try:

@@ -58,6 +58,10 @@ INTERVAL_PER_ROW = 0.0002
 TOGETHER = 0.01
 """Seconds within which a second bell wakes the leader up."""
 
+SETTLING = 0.003
+"""Seconds after the read for a single bell in which nothing is done.  A change needs about as long to a subscriber of
+this process; with 1 ms, the leader turned to its bell when a thread had the row."""
+
 LINGER = 0.03
 """Seconds without a change after which the leader begins to fall asleep.  Under full load nobody commits for 10 ms now
 and then, while the disk flushes; a leader that falls asleep in such a moment has all writers ring, and wait for each
@@ -155,6 +159,8 @@ class Term:
         self._clock = asyncio.get_running_loop().time
         self._stored_at = self._beat_at = self._rotated_at = self._asked_at = self._answered_at = self._clock()
         self._measures = Measures(database)
+        # Of the wait for a bell, while there is one.
+        self._until_stopped: asyncio.Timeout | None = None
 
     @property
     def silent_for(self) -> float:
@@ -162,7 +168,7 @@ class Term:
         return self._clock() - self._answered_at
 
     async def run(self) -> None:
-        self._stop = asyncio.create_task(self._stopping.wait(), name="pgnotify_gql stop")
+        stop = asyncio.create_task(self._wait_for_stop(), name="pgnotify_gql stop")
         try:
             await self._sink.heartbeat(self._cursor)
             while not self._stopping.is_set():
@@ -171,7 +177,7 @@ class Term:
                     await self._sleep()
             await self._store()
         finally:
-            self._stop.cancel()
+            stop.cancel()
             self._measures.end()
             await self._close_spare()
 
@@ -215,21 +221,28 @@ class Term:
             if await self._bell_or_stop(self._timing.longest_sleep):
                 await self._drain()
                 # What the change has set off, in this process or another, goes first.
-                await asyncio.sleep(AWAKE_INTERVAL)
+                await asyncio.sleep(SETTLING)
                 if await self._bell_or_stop(TOGETHER):
                     return
             elif await self._drain():
                 return
 
     async def _bell_or_stop(self, timeout: float) -> bool:  # noqa: ASYNC109
-        bell = asyncio.create_task(self._doorbell.wait(timeout), name="pgnotify_gql bell")
+        # Not as a task of its own beside one that waits for the end: a bell would come three turns of the loop later.
         try:
-            await asyncio.wait({bell, self._stop}, return_when=asyncio.FIRST_COMPLETED)
-            return bell.done() and bell.result()
+            async with asyncio.timeout(None) as self._until_stopped:
+                return not self._stopping.is_set() and await self._doorbell.wait(timeout)
+        except TimeoutError:
+            if not self._stopping.is_set():
+                raise
+            return False
         finally:
-            if not bell.done():
-                bell.cancel()
-                await asyncio.gather(bell, return_exceptions=True)
+            self._until_stopped = None
+
+    async def _wait_for_stop(self) -> None:
+        await self._stopping.wait()
+        if self._until_stopped is not None:
+            self._until_stopped.reschedule(self._clock())
 
     async def _drain(self) -> int:
         """Hand everything new to the sink, or parts of a backlog until stopped; return how many rows that were."""

@@ -15,14 +15,14 @@ from ..listener import Listener, Timing, connect
 from .relay import SEND_TIMEOUT, Layer, Relay
 
 
-def build_listener(alias: str, settings: Settings | None = None) -> Listener:
-    """Return a listener for a database and the configured channel layer.  Raises ConfigurationError."""
+def build_listener(alias: str, settings: Settings | None = None, layer: Layer | None = None) -> Listener:
+    """Return a listener for a database and a channel layer, the configured one if none.  Raises ConfigurationError."""
     settings = settings or get_settings()
     times = timing(settings)
     return Listener(
         partial(connect, database_conninfo(settings, alias), session_timeout=settings.SESSION_TIMEOUT),
         # A leader that waits for the layer asks the database nothing meanwhile.
-        Relay(channel_layer(settings), database=alias, send_timeout=min(SEND_TIMEOUT, times.longest_silence)),
+        Relay(layer or channel_layer(settings), database=alias, send_timeout=min(SEND_TIMEOUT, times.longest_silence)),
         database=alias,
         polls=settings.WAKE == "poll",
         timing=times,
