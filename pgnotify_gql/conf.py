@@ -64,6 +64,9 @@ class Settings:
     WORKERS: int = 4
     """Threads of a server process that run subscriptions; each keeps one database connection."""
 
+    TUNE_GC: bool = True
+    """Have a server process look for garbage less often, which thousands of sockets make a long search."""
+
     OUTBOX_MESSAGES: int = 1_000
     """Messages that may wait for one socket."""
 

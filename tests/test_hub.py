@@ -1,6 +1,7 @@
 """The hub: every operation is given every change of its topics once, whatever happens to layer, leader or database."""
 
 import asyncio
+import gc
 import logging
 import random
 import threading
@@ -19,7 +20,7 @@ from django.test import override_settings
 from example.conversations.models import Conversation, Message
 from pgnotify_gql import names
 from pgnotify_gql.errors import JournalMissingError
-from pgnotify_gql.hub import Operation, Topic, current_hub, open_hub
+from pgnotify_gql.hub import Operation, Topic, current_hub, open_hub, process
 from pgnotify_gql.hub.cursor import Cursor
 from pgnotify_gql.hub.executor import Executor
 from pgnotify_gql.hub.hub import Hub
@@ -1035,6 +1036,33 @@ async def test_a_process_has_one_hub_with_its_listener_from_the_first_socket_to_
     await eventually(lambda: not sessions(database_triggers, "pgnotify_gql listener"))
     async with open_hub() as again:
         assert again is not first
+
+
+@pytest.fixture
+def thresholds() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("thresholds", "layer")
+@pytest.mark.parametrize(
+    ("before", "tuned", "after"),
+    [
+        ((700, 10, 20), True, (process.YOUNG_OBJECTS, 10, 20)),
+        ((700, 10, 20), False, (700, 10, 20)),
+        ((50_000, 10, 10), True, (50_000, 10, 10)),
+        ((0, 10, 10), True, (0, 10, 10)),
+    ],
+    ids=["tuned", "left alone", "higher", "off"],
+)
+async def test_a_process_with_a_hub_looks_for_garbage_less_often(
+    database_triggers: Database, before: tuple[int, int, int], tuned: bool, after: tuple[int, int, int]
+) -> None:
+    gc.set_threshold(*before)
+    with override_settings(PGNOTIFY_GQL={"TUNE_GC": tuned}):
+        async with open_hub():
+            assert gc.get_threshold() == after
 
 
 # It would read the journal by itself before long.
