@@ -42,6 +42,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support import processes
 from tests.support.databases import Database, migrated_template, new_database, used_by_django
 from tests.support.layers import default_layer
+from tests.support.passwords import remember_hashes
 from tests.support.postgres import PostgresServer, find_bin_path
 from tests.support.processes import PgBouncer, Process, ProjectServer, RedisServer, project_environment
 from tests.support.requirements import SkippedTests, require
@@ -58,6 +59,8 @@ class HasUrl(Protocol):
     @property
     def url(self) -> str: ...
 
+
+remember_hashes()
 
 # An example may take however long: the machine has other tests to run.
 hypothesis_settings.register_profile("busy", hypothesis_settings(), deadline=None)

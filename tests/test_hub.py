@@ -1103,6 +1103,7 @@ async def test_another_hub_has_from_an_inline_listener_what_the_layer_brings(
             room.say(text)
         for subscriber in (beside, elsewhere):
             await subscriber.has("one", "two")
+            assert subscriber.received == ["one", "two"]
 
 
 @pytest.mark.postgres("18")

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from pgnotify_gql.hub.stretch import Stretch
 from pgnotify_gql.journal import JournalRow, Position, Snapshot
 from pgnotify_gql.journal.reader import Batch
 from pgnotify_gql.journal.state import Era, Joined
-from pgnotify_gql.relay.messages import changes_message, heartbeat_message
+from pgnotify_gql.relay.messages import CHANGES, changes_message, heartbeat_message
 from tests.support.feed import EVENT_TIMEOUT, MESSAGE, NEVER, eventually, feed_of
 from tests.support.operations import Subscriber
 from tests.support.watched import micros
@@ -323,19 +324,48 @@ async def receiving() -> AsyncIterator[tuple[Receiver, InMemoryChannelLayer]]:
 class TestReceiver:
     async def test_is_handed_what_is_for_its_groups_and_nothing_else(self) -> None:
         async with receiving() as (receiver, _):
-            receiver.hand(names.model_group("stock.item"), changes(1))
-            receiver.hand(names.model_group(MESSAGE), changes(2))
+            receiver.hand(names.model_group("stock.item"), changes(1), alone=True)
+            receiver.hand(names.model_group(MESSAGE), changes(2), alone=True)
             assert await receiver.next() == changes(2)
-            assert receiver.heard_at > 0
+
+    async def test_has_heard_what_no_layer_could_bring_and_of_the_rest_what_the_layer_brings(self) -> None:
+        async with receiving() as (receiver, layer):
+            for step in (
+                partial(receiver.hand, names.model_group(MESSAGE), changes(1), alone=False),
+                partial(receiver.hand, names.model_group("stock.item"), changes(1), alone=True),
+            ):
+                receiver.heard_at = 0.0
+                step()
+                assert receiver.heard_at == 0.0
+            receiver.hand(names.model_group(MESSAGE), changes(2), alone=True)
+            assert receiver.heard_at > 0.0
+            receiver.heard_at = 0.0
+            # Passed over, and heard all the same.
+            await layer.group_send(names.model_group(MESSAGE), changes(2))
+            await eventually(lambda: receiver.heard_at > 0.0)
 
     async def test_passes_over_what_the_layer_brings_of_what_it_was_handed(self) -> None:
         async with receiving() as (receiver, layer):
-            receiver.hand(names.model_group(MESSAGE), changes(4, epoch=2))
+            receiver.hand(names.model_group(MESSAGE), changes(4, epoch=2), alone=False)
             assert await receiver.next() == changes(4, epoch=2)
             others = [changes(5, epoch=2), changes(4, epoch=3), changes(4, epoch=1), changes(4, epoch=2, era="second")]
             for message in [changes(3, epoch=2), changes(4, epoch=2), *others]:
                 await layer.group_send(names.model_group(MESSAGE), message)
             assert [await receiver.next() for _ in others] == others
+
+    async def test_leaves_it_to_the_feed_what_is_wrong_with_a_message_of_the_layer(self) -> None:
+        wrong = [
+            {"type": CHANGES, "label": MESSAGE},
+            {"type": CHANGES, "label": MESSAGE, "database": "default"},
+            {"type": CHANGES, "label": [MESSAGE]},
+            changes(1) | {"seq": "one"},
+            {"label": MESSAGE},
+        ]
+        async with receiving() as (receiver, layer):
+            receiver.hand(names.model_group(MESSAGE), changes(1), alone=False)
+            for message in wrong:
+                await layer.group_send(names.model_group(MESSAGE), message)
+            assert [await receiver.next() for _ in range(6)] == [changes(1), *wrong]
 
     async def test_takes_from_the_layer_what_it_had_no_room_for_when_it_was_handed(
         self, monkeypatch: pytest.MonkeyPatch
@@ -343,7 +373,7 @@ class TestReceiver:
         monkeypatch.setattr(receiver_module, "MOST_WAITING", 1)
         async with receiving() as (receiver, layer):
             for seq in (1, 2):
-                receiver.hand(names.model_group(MESSAGE), changes(seq))
+                receiver.hand(names.model_group(MESSAGE), changes(seq), alone=False)
             assert await receiver.next() == changes(1)
             await layer.group_send(names.model_group(MESSAGE), changes(2))
             assert await receiver.next() == changes(2)

@@ -129,8 +129,21 @@ class TestCursor:
 
     @pytest.mark.parametrize("other_is_open", [False, True], ids=["alone", "beside_another"])
     async def test_who_outlasted_many_is_read_with_what_came_after(
-        self, database: Database, feed: reader.Connection, writer: Connection, other_is_open: bool
+        self,
+        database: Database,
+        feed: reader.Connection,
+        writer: Connection,
+        other_is_open: bool,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        """He costs the reads nothing in which he has not ended."""
+        asked: list[str] = []
+        execute = feed.execute
+
+        async def noted(statement: str, *arguments: Any) -> Any:
+            asked.append(statement)
+            return await execute(statement, *arguments)
+
         slow, other = database.connect(), database.connect()
         for session in (slow, other):
             session.execute("begin; select pg_current_xact_id()")
@@ -139,13 +152,14 @@ class TestCursor:
         write_many(writer, reader.STANDING + 1)
         cursor = await current_snapshot(feed)
         assert len(cursor.xip) == 1 + other_is_open
+        monkeypatch.setattr(feed, "execute", noted)
         new = write(writer)
         found, cursor = await read(feed, cursor)
-        assert found == [new]
+        assert (found, asked) == ([new], [reader.READ_BEHIND])
         late, new = write(slow), write(writer)
         slow.execute("commit")
         found, cursor = await read(feed, cursor)
-        assert found == [late, new]
+        assert (found, asked[1:]) == ([late, new], [reader.READ_BEHIND, reader.READ])
         assert (await read(feed, cursor))[0] == []
 
     async def test_what_is_rolled_back_is_never_read(self, feed: reader.Connection, writer: Connection) -> None:
@@ -415,7 +429,7 @@ async def test_what_an_open_transaction_has_written_is_not_looked_at(
     """A batch job writes for minutes in one transaction; each read would look at every row, for nothing."""
 
     async def pages(cursor: Snapshot) -> int:
-        parameters = {**unseen_parameters(cursor), "label": None, "limit": 501}
+        parameters = {**unseen_parameters(cursor), "label": None, "limit": 100_000}
         (plan,) = await (
             await feed.execute("explain (analyze, buffers, format json) " + statement, parameters)
         ).fetchall()

@@ -172,9 +172,9 @@ class Feed:
         """Return that of the feed at the channel layer; empty until there is one."""
         return self._receiver.channel
 
-    def hand(self, group: str, message: dict[str, Any]) -> None:
+    def hand(self, group: str, message: dict[str, Any], *, alone: bool) -> None:
         """Take what a listener in this process has for a group, see ``Receiver.hand``."""
-        self._receiver.hand(group, message)
+        self._receiver.hand(group, message, alone=alone)
 
     async def led(self) -> None:
         """Wait until a leader has begun an era, or for NEW_ERA seconds where none does."""

@@ -40,11 +40,12 @@ MISSED_HEARTBEATS = 3
 
 YOUNG_OBJECTS = 10_000
 """
-Objects that a process makes before the youngest of them are looked at, and a hundred times as many before all are.
+Objects that a process makes before the youngest of them are looked at, and a hundred times as many, at least, before
+all are.
 
-A socket has about 130 that live as long as it does.  With Python's 700 all objects of a process are looked at again and
-again while sockets are opened, for 0.4 s at a time with 5,000 of them, in which nothing reaches anybody.  Daphne opened
-half as many again in a second with these, Uvicorn a tenth more; 50,000 brought no more.
+A socket has about 130 that live as long as it does.  With Python's own 700 all objects of a process are looked at again
+and again while sockets are opened, for 0.4 s at a time with 5,000 of them, in which nothing reaches anybody.  Daphne
+opened half as many again in a second with these, Uvicorn a tenth more; 50,000 brought no more.
 """
 
 INLINE_RETRY = 5.0
@@ -178,7 +179,8 @@ class _Beside:
     The channel layer, for a listener beside a hub, whose feed is handed what it waits for without the layer.
 
     The in-memory one copies a message, and starts a task, for each who receives it: a tenth of the time that a single
-    change takes on its way behind the commit.
+    change takes on its way behind the commit.  While the relay leaves a layer that hung alone, for a second, it hands
+    over nothing either.
     """
 
     def __init__(self, feed: Feed, layer: RelayLayer) -> None:
@@ -186,8 +188,9 @@ class _Beside:
         self._layer = layer
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        self._feed.hand(group, message)
-        if self._has_others(group):
+        others = self._has_others(group)
+        self._feed.hand(group, message, alone=not others)
+        if others:
             await self._layer.group_send(group, message)
 
     def _has_others(self, group: str) -> bool:

@@ -7,7 +7,7 @@ notices by the numbers, as it notices what the layer lost.  Questions do not wai
 what a feed does that hangs.
 
 A listener in this very process hands over what it has for a group without the layer, and sends it through the layer for
-all others; what then comes from there as well is passed over.
+all others; of changes, what then comes from there as well is passed over.
 
 Groups are joined again now and then, since a layer may forget them without a word: a flushed Redis, an expired
 membership.  A layer that fails is tried again, from the start on.  One that hangs holds nobody up for longer than
@@ -128,9 +128,14 @@ class Receiver:
         """Return its channel at the layer; empty until there is one."""
         return self._channel
 
-    def hand(self, group: str, message: Message) -> None:
-        """Take what a listener in this process has for a group, if it was joined."""
-        if group in self._groups and self._keep(message) and message["type"] == CHANGES:
+    def hand(self, group: str, message: Message, *, alone: bool) -> None:
+        """Take what a listener in this process has for a group, if it was joined; `alone`: nobody else is in it."""
+        if group not in self._groups:
+            return
+        if alone:
+            # Otherwise it comes through the layer too, or else the layer is silent.
+            self._hear(message)
+        if self._keep(message) and message["type"] == CHANGES:
             self._handed[message["label"]] = message["era"], message["epoch"], message["seq"]
 
     async def join(self, group: str) -> None:
@@ -183,6 +188,7 @@ class Receiver:
                 await self.join_again()
             else:
                 self._note_works()
+                self._hear(message)
                 if not self._has_been_handed(message):
                     self._keep(message)
 
@@ -191,13 +197,18 @@ class Receiver:
             raise ConnectionError("it has not given a channel yet")
         return await self._layer.receive(self._channel)
 
+    def _hear(self, message: Message) -> None:
+        if message.get("database") == self._database:
+            self.heard_at = asyncio.get_running_loop().time()
+
     def _has_been_handed(self, message: Message) -> bool:
-        # Asked of whatever comes: nothing is to be expected of it.
-        handed = self._handed.get(message.get("label", "")) if self._handed else None
-        if handed is None or message.get("type") != CHANGES or message["database"] != self._database:
+        # Of a message of the layer nothing is to be expected.
+        label, seq = message.get("label"), message.get("seq")
+        handed = self._handed.get(label) if isinstance(label, str) else None
+        if handed is None or message.get("type") != CHANGES or message.get("database") != self._database:
             return False
-        era, epoch, seq = handed
-        return (message["era"], message["epoch"]) == (era, epoch) and bool(message["seq"] <= seq)
+        era, epoch, last = handed
+        return (message.get("era"), message.get("epoch")) == (era, epoch) and isinstance(seq, int) and seq <= last
 
     def _keep(self, message: Message) -> bool:
         """Return whether there was room for it."""
@@ -206,8 +217,6 @@ class Receiver:
             return True
         self._received.inc()
         size = _size(message)
-        if message.get("database") == self._database:
-            self.heard_at = asyncio.get_running_loop().time()
         # One alone always fits, however large.
         if self._waiting and self._waiting_size + size > MOST_WAITING:
             self._note_dropped()

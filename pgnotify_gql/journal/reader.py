@@ -224,7 +224,8 @@ async def _read(
     if all(cursor.xmax - xid > STANDING for xid in cursor.xip):
         found = await (await connection.execute(READ_BEHIND, parameters)).fetchall()
         after = Snapshot.parse(found[0][0])
-        if not any(after.sees(xid) for xid in cursor.xip):
+        # A backlog is read anew, in another way.
+        if len(found) == parameters["limit"] or not any(after.sees(xid) for xid in cursor.xip):
             return found, after
     # What the one probe has found is found again: rows and the next cursor must be of one snapshot.
     found = await (await connection.execute(READ, parameters)).fetchall()

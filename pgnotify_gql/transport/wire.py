@@ -12,7 +12,6 @@ sockets are served without: that is safe with servers whose ``send`` waits.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from abc import ABC, abstractmethod
@@ -21,6 +20,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
+
+from ..hub.gate import Gate
 
 logger = logging.getLogger("pgnotify_gql.transport")
 
@@ -70,8 +71,8 @@ class TwistedWire(Wire):
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
-        self._resumed = asyncio.Event()
-        self._resumed.set()
+        # While it is paused; an idle socket takes as little as it can.
+        self._paused: Gate | None = None
         # Left from the handshake is the producer of a request that is over.
         transport.unregisterProducer()
         transport.registerProducer(self, True)
@@ -79,10 +80,11 @@ class TwistedWire(Wire):
     @property
     def is_writable(self) -> bool:  # type: ignore[override]  # what others are for ever
         """Return whether it is not paused."""
-        return self._resumed.is_set()
+        return self._paused is None
 
     async def writable(self) -> None:
-        await self._resumed.wait()
+        if self._paused is not None:
+            await self._paused.passed()
 
     def cut(self) -> None:
         # With TLS it fails when it comes too late.
@@ -90,13 +92,15 @@ class TwistedWire(Wire):
             self._transport.abortConnection()
 
     def pauseProducing(self) -> None:  # noqa: N802  (Twisted's name)
-        self._resumed.clear()
+        self._paused = self._paused or Gate()
 
     def resumeProducing(self) -> None:  # noqa: N802
-        self._resumed.set()
+        paused, self._paused = self._paused, None
+        if paused is not None:
+            paused.open()
 
     def stopProducing(self) -> None:  # noqa: N802
-        self._resumed.set()
+        self.resumeProducing()
 
 
 def wire_under(send: Callable[[dict[str, Any]], Awaitable[None]]) -> Wire:
