@@ -69,16 +69,12 @@ class Database:
 def new_database(server: PostgresServer, template: str = "template1") -> Iterator[Database]:
     """A copy of `template`, dropped at the end whatever is still connected to it."""
     name = f"test_{uuid4().hex[:12]}"
-    if not server.running():
-        server.start()
     create_database(server, name, template)
     database = Database(server, name)
     try:
         yield database
     finally:
         database.close()
-        if not server.running():
-            server.start()
         drop_database(server, name)
 
 
@@ -110,36 +106,45 @@ def used_by_django(database: Database, alias: str = "default") -> Iterator[None]
 def migrated_template(server: PostgresServer) -> str:
     """The database to clone: all tables of the example and the journal, and no triggers. Made on first
     use."""
-    with server.connect() as admin:
-        exists = admin.execute("select from pg_database where datname = %s", [TEMPLATE]).fetchone()
+    session = server.session()
+    exists = session.execute("select from pg_database where datname = %s", [TEMPLATE]).fetchone()
     if exists is None:
         create_database(server, TEMPLATE)
         with used_by_django(Database(server, TEMPLATE)):
             call_command("migrate", verbosity=0, interactive=False, skip_checks=True)
-        with server.connect() as admin:
-            # A connection would keep it from being cloned.
-            admin.execute(sql.SQL("alter database {} allow_connections false").format(sql.Identifier(TEMPLATE)))
+        # A connection would keep it from being cloned.
+        session.execute(sql.SQL("alter database {} allow_connections false").format(sql.Identifier(TEMPLATE)))
     return TEMPLATE
 
 
 def create_database(server: PostgresServer, name: str, template: str = "template1") -> None:
     # In memory copying the files takes half the time of writing their pages to the log.
     statement = sql.SQL("create database {} template {} strategy file_copy")
-    with server.connect() as admin:
-        admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+    server.session().execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
 
 
 def drop_database(server: PostgresServer, name: str) -> None:
-    with server.connect(name) as connection:
-        # "with (force)" ends sessions, but neither prepared transactions nor replication slots.
-        for (gid,) in connection.execute("select gid from pg_prepared_xacts where database = current_database()"):
-            connection.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
-        connection.execute(
-            "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
-            " where database = current_database() and not active"
-        )
-    with server.connect() as admin:
-        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+    # "with (force)" ends sessions, but neither prepared transactions nor replication slots.
+    session = server.session()
+    if session.execute(HELD, {"name": name}).fetchone() == (True,):
+        with server.connect(name) as connection:
+            _release(connection)
+    session.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+HELD = """
+    select exists (select from pg_prepared_xacts where database = %(name)s)
+        or exists (select from pg_replication_slots where database = %(name)s)
+"""
+
+
+def _release(connection: psycopg.Connection) -> None:
+    for (gid,) in connection.execute("select gid from pg_prepared_xacts where database = current_database()"):
+        connection.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
+    connection.execute(
+        "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+        " where database = current_database() and not active"
+    )
 
 
 def forget_connections() -> None:
