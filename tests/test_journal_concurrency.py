@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from pgnotify_gql.journal import Snapshot
+from pgnotify_gql.journal import Snapshot, reader
 from pgnotify_gql.journal.reader import BATCH_ROWS, PART_ROWS, Connection, current_snapshot, read_new
 from pgnotify_gql.journal.retention import rotate
 from tests.support.databases import Database
@@ -146,10 +146,17 @@ def items(database: Database) -> WatchedTable:
     return table
 
 
+@pytest.mark.parametrize("standing", [reader.STANDING, 0], ids=["usual", "everybody stands"])
 @pytest.mark.parametrize("batch_rows", [BATCH_ROWS, 3], ids=["in batches", "in small parts"])
 async def test_every_committed_change_is_seen_once_and_in_order(
-    database: Database, items: WatchedTable, batch_rows: int, caplog: pytest.LogCaptureFixture
+    database: Database,
+    items: WatchedTable,
+    batch_rows: int,
+    standing: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(reader, "STANDING", standing)
     caplog.set_level("INFO", "pgnotify_gql.journal")
     async with await AsyncConnection.connect(database.conninfo, autocommit=True) as connection:
         follower = Follower(items, connection, await current_snapshot(connection), batch_rows)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,19 +14,17 @@ from psycopg import AsyncConnection, AsyncServerCursor
 from psycopg.pq import TransactionStatus
 
 from pgnotify_gql.errors import CursorTooOldError, JournalMissingError
-from pgnotify_gql.journal import JournalRow, Position, Snapshot, inspection, reader
+from pgnotify_gql.journal import JournalRow, Position, Snapshot, reader
 from pgnotify_gql.journal.reader import (
     Batch,
     current_snapshot,
     read_missed,
     read_new,
     require_journal,
-    unseen_parameters,
 )
 from tests.support.databases import Database
 from tests.support.watched import Connection
 
-MANY_MORE = "select 'stock.item', 'INSERT', '[[[1]]]' from generate_series(1, 20000)"
 INSERT = "insert into pgnotify_gql.journal (label, kind, rows) values (%s, 'INSERT', '[[[1]]]') returning id"
 
 
@@ -68,6 +66,28 @@ async def read(feed: reader.Connection, cursor: Snapshot, **options: Any) -> tup
     """Read everything new; return the ids of the rows and the next cursor."""
     found = await batches(feed, cursor, **options)
     return ids([row for batch in found for row in batch.rows]), found[-1].after
+
+
+def standing(database: Database, writer: Connection) -> list[Connection]:
+    """Begin two transactions, and let them outlast many."""
+    sessions = [database.connect(), database.connect()]
+    for session in sessions:
+        session.execute("begin; select pg_current_xact_id()")
+    write_many(writer, reader.STANDING + 1)
+    return sessions
+
+
+def note_asked(
+    feed: reader.Connection, monkeypatch: pytest.MonkeyPatch, note: Callable[[str, list[str]], object]
+) -> None:
+    """Call `note` before each statement of the reader, with those of whom it asks whether they have ended."""
+    execute = feed.execute
+
+    async def noted(statement: str, parameters: Any) -> Any:
+        note(statement, parameters["xip"])
+        return await execute(statement, parameters)
+
+    monkeypatch.setattr(feed, "execute", noted)
 
 
 async def missed(feed: reader.Connection, position: Position, label: str = "stock.item") -> list[int]:
@@ -127,39 +147,43 @@ class TestCursor:
         slow.execute("commit")
         assert (await read(feed, cursor))[0] == [late]
 
-    @pytest.mark.parametrize("other_is_open", [False, True], ids=["alone", "beside_another"])
-    async def test_who_outlasted_many_is_read_with_what_came_after(
-        self,
-        database: Database,
-        feed: reader.Connection,
-        writer: Connection,
-        other_is_open: bool,
-        monkeypatch: pytest.MonkeyPatch,
+    async def test_who_outlasted_many_is_not_asked_about_until_he_has_ended(
+        self, database: Database, feed: reader.Connection, writer: Connection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """He costs the reads nothing in which he has not ended."""
-        asked: list[str] = []
-        execute = feed.execute
-
-        async def noted(statement: str, *arguments: Any) -> Any:
-            asked.append(statement)
-            return await execute(statement, *arguments)
-
-        slow, other = database.connect(), database.connect()
-        for session in (slow, other):
-            session.execute("begin; select pg_current_xact_id()")
-        if not other_is_open:
-            other.execute("rollback")
-        write_many(writer, reader.STANDING + 1)
+        """A batch job writes for minutes in one transaction; each read would look at every row, for nothing."""
+        slow, other = standing(database, writer)
         cursor = await current_snapshot(feed)
-        assert len(cursor.xip) == 1 + other_is_open
-        monkeypatch.setattr(feed, "execute", noted)
+        asked: list[tuple[str, int]] = []
+        note_asked(feed, monkeypatch, lambda statement, xip: asked.append((statement, len(xip))))
+        early, new = write(slow), write(writer)
+        found, cursor = await read(feed, cursor)
+        assert (found, asked) == ([new], [(reader.READ_BEHIND, 0)])
+        slow.execute("commit")
         new = write(writer)
         found, cursor = await read(feed, cursor)
-        assert (found, asked) == ([new], [reader.READ_BEHIND])
-        late, new = write(slow), write(writer)
-        slow.execute("commit")
+        assert (found, asked[1:]) == ([early, new], [(reader.READ_BEHIND, 0), (reader.READ, 1)])
+        assert (await read(feed, cursor))[0] == []
+        late = write(other)
+        other.execute("commit")
+        assert (await read(feed, cursor))[0] == [late]
+
+    async def test_who_outlasted_many_and_ends_in_the_middle_of_a_read_comes_before_who_came_after_him(
+        self, database: Database, feed: reader.Connection, writer: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, second = standing(database, writer)
+        cursor = await current_snapshot(feed)
+        rows = [write(first), write(second)]
+        first.execute("commit")
+
+        def end(_: str, xip: list[str]) -> None:
+            if len(xip) == 1:
+                second.execute("commit")
+                rows.append(write(writer))
+
+        note_asked(feed, monkeypatch, end)
         found, cursor = await read(feed, cursor)
-        assert (found, asked[1:]) == ([late, new], [reader.READ_BEHIND, reader.READ])
+        assert found == rows
+        assert len(rows) == 3
         assert (await read(feed, cursor))[0] == []
 
     async def test_what_is_rolled_back_is_never_read(self, feed: reader.Connection, writer: Connection) -> None:
@@ -418,35 +442,3 @@ async def test_reading_uses_the_index_however_large_the_journal_is(feed: reader.
     lines = [line for (line,) in plan]
     assert [line for line in lines if "Seq Scan" in line and "journal_0" in line] == []
     assert any("journal_0_xid_id_idx" in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    "statement", [reader.READ, reader.STREAM, inspection.UNRELAYED], ids=["read", "stream", "count"]
-)
-async def test_what_an_open_transaction_has_written_is_not_looked_at(
-    database: Database, feed: reader.Connection, writer: Connection, statement: LiteralString
-) -> None:
-    """A batch job writes for minutes in one transaction; each read would look at every row, for nothing."""
-
-    async def pages(cursor: Snapshot) -> int:
-        parameters = {**unseen_parameters(cursor), "label": None, "limit": 100_000}
-        (plan,) = await (
-            await feed.execute("explain (analyze, buffers, format json) " + statement, parameters)
-        ).fetchall()
-        counted = plan[0][0]["Plan"]
-        return int(counted["Shared Hit Blocks"] + counted["Shared Read Blocks"])
-
-    slow = database.connect()
-    slow.execute("begin")
-    write(slow)
-    write_many(writer, 2)
-    # Its id is below the newest that has ended, so that the cursor lists it.
-    cursor = await current_snapshot(feed)
-    assert len(cursor.xip) == 1
-    await feed.execute("set enable_seqscan = off; set enable_bitmapscan = off")
-    before = await pages(cursor)
-    slow.execute(INSERT.replace("values (%s, 'INSERT', '[[[1]]]') returning id", MANY_MORE))
-    # The index has become deeper.
-    assert await pages(cursor) < before + 10
-    slow.execute("commit")
-    assert await pages(cursor) > before + 100

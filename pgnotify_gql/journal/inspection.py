@@ -16,7 +16,7 @@ from psycopg import sql
 
 from .. import names
 from .locks import HELD
-from .reader import ENDED, Connection, current_snapshot, unseen_parameters
+from .reader import Connection, current_snapshot, unseen_parameters
 from .retention import SLOTS, current_slot, slot_table
 from .snapshot import Snapshot
 
@@ -35,13 +35,13 @@ SLOT: LiteralString = """
            (select count(*) from (select from {slot} limit %s) as counted)
 """
 
-UNRELAYED: LiteralString = f"""
+UNRELAYED: LiteralString = """
     select count(*), min(at) from (
         (select at from pgnotify_gql.journal where xid >= %(xmax)s::xid8 order by xid, id limit %(limit)s)
         union all
-        (select at from pgnotify_gql.journal where xid = {ENDED} limit %(limit)s)
+        (select at from pgnotify_gql.journal where xid = any(%(xip)s::text[]::xid8[]) limit %(limit)s)
     ) as unrelayed
-"""  # noqa: S608  (made of constants)
+"""
 
 # Who writes holds a lock on the id of its transaction, and one on that of each savepoint; of a prepared one they belong
 # to no session. What other roles do is shown to members of pg_read_all_stats, that they are there, and the order in

@@ -5,7 +5,7 @@ New is what is visible now and was not visible in the cursor.  Rows and the next
 one statement, or for a large backlog from one REPEATABLE READ transaction with a server-side cursor.  So there is no
 gap, nothing twice, and no waiting for transactions that are still open; what it costs does not depend on the size of
 the journal, because "not visible in the cursor" is two probes of its index: behind the cursor, and of those that were
-in progress in it and have ended since.  What a transaction has written that is still open is not looked at.
+in progress in it.  What a transaction has written that stays open for long is not looked at until it has ended.
 
 Rows are in the order of their ids, which is causal for each table row.
 """
@@ -45,16 +45,6 @@ COLUMNS: LiteralString = """
     id, xid::text::bigint, label, kind, rows::text, (date_part('epoch', at) * 1000000)::bigint as micros, context
 """
 
-# Not all that were in progress: one that is still open has only rows that nobody may see, and of a batch job with
-# 200,000 rows each read looked at every one, for 30 ms.
-ENDED: LiteralString = """
-    any(array(
-        select ended from unnest(%(xip)s::text[]::xid8[]) as ended
-        where pg_visible_in_snapshot(ended, pg_current_snapshot())
-    ))
-"""
-"""What the parameter `xip` lists and has ended since, to compare an xid with."""
-
 BEHIND: LiteralString = f"""
     select {COLUMNS} from pgnotify_gql.journal
     where xid >= %(xmax)s::xid8 and (%(label)s::text is null or label = %(label)s)
@@ -64,7 +54,7 @@ NEW_ROWS: LiteralString = f"""
     {BEHIND}
     union all
     select {COLUMNS} from pgnotify_gql.journal
-    where xid = {ENDED} and (%(label)s::text is null or label = %(label)s)
+    where xid = any(%(xip)s::text[]::xid8[]) and (%(label)s::text is null or label = %(label)s)
 """
 
 # The left join returns the snapshot also when there are no rows. Ordered behind the limit: where it cuts nothing off
@@ -79,8 +69,8 @@ _READ: LiteralString = """
 READ: LiteralString = _READ.format(NEW_ROWS)
 
 READ_BEHIND: LiteralString = _READ.format(BEHIND)
-"""Where nothing has ended that was in progress in the cursor: the other probe, of each partition, is a quarter of what
-a read takes."""
+"""For a cursor in which nothing was in progress that may have ended: the other probe, of each partition, is a quarter
+of what a read takes."""
 
 STANDING = 100
 """Transactions that began since: one that was outlasted by so many is not expected to end before the next read."""
@@ -144,8 +134,7 @@ async def read_new(
     backlog is read in a transaction, on a connection that `aside` lends, if given; then it begins with an empty part,
     since the database may sort for long before the first one.
     """
-    parameters = _parameters(cursor, label)
-    found, after = await _read(connection, cursor, {**parameters, "limit": batch_rows + 1})
+    found, after = await _read(connection, cursor, label, batch_rows + 1)
     if len(found) <= batch_rows:
         new: list[Any] = [columns[1:] for columns in found if columns[1] is not None]
         yield Batch(cursor, after, new)
@@ -155,7 +144,7 @@ async def read_new(
     # A reader that stops early ends the transaction at once, not when the garbage collector finds it.
     async with (
         aside() if aside else nullcontext(connection) as streaming,
-        aclosing(_stream(streaming, cursor, parameters, batch_rows)) as batches,
+        aclosing(_stream(streaming, cursor, _parameters(cursor, label), batch_rows)) as batches,
     ):
         async for batch in batches:
             yield batch
@@ -219,16 +208,34 @@ async def require_journal(connection: Connection, database: str) -> None:
 
 
 async def _read(
-    connection: Connection, cursor: Snapshot, parameters: dict[str, Any]
+    connection: Connection, cursor: Snapshot, label: str | None, limit: int
 ) -> tuple[Sequence[Columns], Snapshot]:
-    if all(cursor.xmax - xid > STANDING for xid in cursor.xip):
-        found = await (await connection.execute(READ_BEHIND, parameters)).fetchall()
-        after = Snapshot.parse(found[0][0])
-        # A backlog is read anew, in another way.
-        if len(found) == parameters["limit"] or not any(after.sees(xid) for xid in cursor.xip):
+    """
+    Return what is new, and the next cursor.
+
+    A transaction that stands open is not asked about before a snapshot says that it has ended: of a batch job with
+    200,000 rows, which nobody may see yet, each read looked at every one, for 30 ms.
+    """
+    # Ascending, so that those who stand come first.
+    standing = tuple(xid for xid in cursor.xip if cursor.xmax - xid > STANDING)
+    asked = cursor.xip[len(standing) :]
+    while True:
+        found, after = await _read_once(connection, Snapshot(cursor.xmin, cursor.xmax, asked), label, limit)
+        ended = tuple(xid for xid in standing if after.sees(xid))
+        # More than the limit is a backlog, which is read in another way.
+        if not ended or len(found) == limit:
             return found, after
-    # What the one probe has found is found again: rows and the next cursor must be of one snapshot.
-    found = await (await connection.execute(READ, parameters)).fetchall()
+        # What has been found is found again: rows and the next cursor must be of one snapshot, and whoever has changed
+        # a row after one of those who have ended must not come before him.
+        asked = (*ended, *asked)
+        standing = tuple(xid for xid in standing if xid not in ended)
+
+
+async def _read_once(
+    connection: Connection, cursor: Snapshot, label: str | None, limit: int
+) -> tuple[Sequence[Columns], Snapshot]:
+    parameters = {**_parameters(cursor, label), "limit": limit}
+    found = await (await connection.execute(READ if cursor.xip else READ_BEHIND, parameters)).fetchall()
     return found, Snapshot.parse(found[0][0])
 
 
