@@ -16,7 +16,7 @@ from django.db import connection
 
 from pgnotify_gql.hub import executor as executor_module
 from pgnotify_gql.hub.cursor import Cursor
-from pgnotify_gql.hub.executor import HOP_CHANGES, Executor
+from pgnotify_gql.hub.executor import GIVE_WAY, GIVE_WAY_AFTER, HOP_CHANGES, Executor
 from pgnotify_gql.hub.operations import Cohort, Interest, Operation
 from pgnotify_gql.hub.payloads import Payloads
 from tests.support.databases import Database
@@ -43,10 +43,10 @@ CURSOR = Cursor({}, {})
 class Receiver(Notebook):
     """One cohort with one member."""
 
-    def __init__(self, execution: Callable[..., Any]) -> None:
+    def __init__(self, execution: Callable[..., Any], *, replays: bool = False) -> None:
         super().__init__()
         self.received: list[str] = []
-        self.cohort = Cohort(Interest(()), execution, CURSOR)
+        self.cohort = Cohort(Interest(()), execution, CURSOR, replays=replays)
         self.cohort.add(Operation(Interest(()), execution, self))
 
     def __str__(self) -> str:
@@ -173,6 +173,53 @@ async def test_cohorts_are_executed_in_different_threads_at_the_same_time(execut
     for receiver in receivers:
         await receiver.has(1)
     assert len({receiver.received[0] for receiver in receivers}) == 4
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+async def test_what_happens_now_does_not_wait_for_those_who_catch_up(workers: int) -> None:
+    held = threading.Event()
+
+    def until_released(change: Any) -> str:
+        held.wait(EVENT_TIMEOUT)
+        return str(change.number)
+
+    executor = Executor(workers)
+    replaying = [Receiver(until_released, replays=True) for _ in range(10)]
+    for receiver in replaying:
+        executor.submit(receiver.cohort, Change(0))
+    await asyncio.sleep(0)
+    # More wait for their turn than may have one, and no hop has ended yet that would start another.
+    for change in range(3):
+        live = Receiver(number)
+        executor.submit(live.cohort, Change(change))
+        await live.has(1)
+    assert not any(receiver.received for receiver in replaying)
+    held.set()
+    for receiver in replaying:
+        await receiver.has(1)
+    await executor.close()
+
+
+async def test_who_catches_up_gives_way_to_the_event_loop_and_who_does_not_does_not(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execution(change: Any) -> str:
+        until = time.monotonic() + 2 * GIVE_WAY_AFTER
+        while time.monotonic() < until:
+            pass
+        return str(change.number)
+
+    given: list[float] = []
+    monkeypatch.setattr(time, "sleep", given.append)
+    live, replaying = Receiver(execution), Receiver(execution, replays=True)
+    for change in range(5):
+        executor.submit(live.cohort, Change(change))
+    await live.has(5)
+    assert not given
+    for change in range(5):
+        executor.submit(replaying.cohort, Change(change))
+    await replaying.has(5)
+    assert given == [GIVE_WAY] * 5
 
 
 async def test_none_is_not_delivered(executor: Executor) -> None:

@@ -211,6 +211,8 @@ async def site(kind: str, database: Database, **settings: Any) -> AsyncIterator[
         assert "Traceback" not in server.log
 
 
+# A server that has megabytes to send to each of a hundred takes a minute for it, and a busy machine several.
+@pytest.mark.timeout(300)
 async def test_a_hundred_stalled_clients_cost_what_may_wait_for_them_and_disturb_nobody(
     kind: str, database_triggers: Database
 ) -> None:
