@@ -66,7 +66,8 @@ LONG_HOP_TIME = 0.05
 would be asked for again."""
 
 GIVE_WAY_AFTER = 0.001
-"""Seconds for which a thread executes for those who catch up before it gives way."""
+"""Seconds for which a thread executes for those who catch up before it gives way; or as many as others took last time,
+so that it has its half of a process in which everybody computes."""
 
 GIVE_WAY = 0.000_01
 """
@@ -339,7 +340,8 @@ class Executor:
     def _execute(self, hop: Hop) -> None:
         computed = time.thread_time()
         self._look_after_connections()
-        begun = now = rested = time.monotonic()
+        begun = now = time.monotonic()
+        give_way_at = begun + GIVE_WAY_AFTER
         for cohort, taken in hop.work:
             results: list[Outcome] = []
             hop.outcomes.append(results)
@@ -352,9 +354,10 @@ class Executor:
                     break
                 results.append(_executed(cohort, due, batch))
                 now = time.monotonic()
-                if cohort.replays and now > rested + GIVE_WAY_AFTER:
+                if cohort.replays and now > give_way_at:
                     time.sleep(GIVE_WAY)
-                    rested = now = time.monotonic()
+                    given, now = now, time.monotonic()
+                    give_way_at = now + max(GIVE_WAY_AFTER, now - given)
             cohort.asks_together = batch.has_kept
         hop.executions = sum(map(len, hop.outcomes))
         if hop.executions:
