@@ -28,7 +28,7 @@ CLIENTS = 8
 ROWS = 40
 """Rows of the bulk writer."""
 
-UNDER_LOAD = 15
+UNDER_LOAD = 5
 """Seconds for which clients may become live while the writers go on; it takes one or two."""
 
 HOLD = 0.05
