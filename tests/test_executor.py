@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from django.db import connection
 
 from pgnotify_gql.hub import executor as executor_module
 from pgnotify_gql.hub.cursor import Cursor
-from pgnotify_gql.hub.executor import GIVE_WAY, GIVE_WAY_AFTER, HOP_CHANGES, Executor
+from pgnotify_gql.hub.executor import GIVE_WAY_AFTER, HOP_CHANGES, Executor, _give_way
 from pgnotify_gql.hub.operations import Cohort, Interest, Operation
 from pgnotify_gql.hub.payloads import Payloads
 from tests.support.databases import Database
@@ -176,50 +177,77 @@ async def test_cohorts_are_executed_in_different_threads_at_the_same_time(execut
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-async def test_what_happens_now_does_not_wait_for_those_who_catch_up(workers: int) -> None:
+@pytest.mark.parametrize("overdue", [NEVER, 0.001])
+async def test_what_happens_now_has_a_thread_though_many_catch_up(
+    workers: int, overdue: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = threading.Event()
 
     def until_released(change: Any) -> str:
         held.wait(EVENT_TIMEOUT)
         return str(change.number)
 
+    monkeypatch.setattr(executor_module, "OVERDUE", overdue)
     executor = Executor(workers)
     replaying = [Receiver(until_released, replays=True) for _ in range(10)]
-    for receiver in replaying:
-        executor.submit(receiver.cohort, Change(0))
-    await asyncio.sleep(0)
-    # More wait for their turn than may have one, and no hop has ended yet that would start another.
-    for change in range(3):
-        live = Receiver(number)
-        executor.submit(live.cohort, Change(change))
-        await live.has(1)
-    assert not any(receiver.received for receiver in replaying)
-    held.set()
-    for receiver in replaying:
-        await receiver.has(1)
-    await executor.close()
+    try:
+        for receiver in replaying:
+            executor.submit(receiver.cohort, Change(0))
+        # Whether they are in the way of others by then, or have been left to wait.
+        await eventually(lambda: bool(executor._punctual) == (overdue == NEVER) and executor._idle < workers)
+        # Many, since each of them computes, and fewer lanes are open then.
+        for change in range(20):
+            live = Receiver(number)
+            executor.submit(live.cohort, Change(change))
+            await live.has(1)
+        assert not any(receiver.received for receiver in replaying)
+        held.set()
+        for receiver in replaying:
+            await receiver.has(1)
+    finally:
+        held.set()
+        await executor.close()
 
 
-async def test_who_catches_up_gives_way_to_the_event_loop_and_who_does_not_does_not(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def execution(change: Any) -> str:
-        until = time.monotonic() + 2 * GIVE_WAY_AFTER
-        while time.monotonic() < until:
-            pass
-        return str(change.number)
+def computing(change: Any) -> str:
+    until = time.monotonic() + 2 * GIVE_WAY_AFTER
+    while time.monotonic() < until:
+        pass
+    return str(change.number)
 
+
+@pytest.fixture
+def given_way(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a thread began to give way, for 10 ms each time."""
     given: list[float] = []
-    monkeypatch.setattr(time, "sleep", given.append)
-    live, replaying = Receiver(execution), Receiver(execution, replays=True)
+
+    def give_way() -> float:
+        given.append(time.monotonic())
+        time.sleep(0.01)
+        return time.monotonic() - given[-1]
+
+    monkeypatch.setattr(executor_module, "_give_way", give_way)
+    monkeypatch.setattr(executor_module, "HOP_TIME", 60.0)
+    return given
+
+
+async def test_who_catches_up_gives_way_and_who_does_not_does_not(executor: Executor, given_way: list[float]) -> None:
+    live, replaying = Receiver(computing), Receiver(computing, replays=True)
     for change in range(5):
         executor.submit(live.cohort, Change(change))
     await live.has(5)
-    assert not given
-    for change in range(5):
+    assert not given_way
+    for change in range(20):
         executor.submit(replaying.cohort, Change(change))
-    await replaying.has(5)
-    assert given == [GIVE_WAY] * 5
+    await replaying.has(20)
+    # As long as others had it, it computes before it gives way again.
+    assert len(given_way) >= 2
+    assert all(later - earlier >= 0.02 for earlier, later in pairwise(given_way))
+
+
+def test_to_give_way_takes_as_long_as_it_says() -> None:
+    before = time.monotonic()
+    assert 0 < _give_way() <= time.monotonic() - before
 
 
 async def test_none_is_not_delivered(executor: Executor) -> None:
@@ -245,15 +273,16 @@ async def test_an_asynchronous_execution_is_awaited_on_the_event_loop_and_kept_i
     assert receiver.received == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_an_execution_that_raises_hurts_nobody_else(
-    executor: Executor, caplog: pytest.LogCaptureFixture, asynchronous: bool
+    executor: Executor, caplog: pytest.LogCaptureFixture, asynchronous: bool, error: type[BaseException]
 ) -> None:
     def fails(change: Any) -> str:
-        raise RuntimeError("broken on purpose")
+        raise error("broken on purpose")
 
     async def fails_later(change: Any) -> str:
-        raise RuntimeError("broken on purpose")
+        raise error("broken on purpose")
 
     bad, good = Receiver(fails_later if asynchronous else fails), Receiver(number)
     for change in range(3):

@@ -230,10 +230,12 @@ class Executor:
 
     def _start_hops(self) -> None:
         while not self._closed and (free := self._free) > 0:
-            ready = self._turns.next(may_replay=self._may_replay)
+            free_to_replay = self._free_to_replay
+            ready = self._turns.next(may_replay=free_to_replay > 0)
             if not ready:
                 return
-            self._begin(Hop(self._take(ready, share=-(-len(ready) // free))))
+            threads = free_to_replay if ready[0].replays else free
+            self._begin(Hop(self._take(ready, share=-(-len(ready) // threads))))
 
     def _take(self, ready: deque[Cohort], share: int) -> Work:
         left = max(1, min(HOP_EXECUTIONS, int(HOP_TIME / self._pace)))
@@ -246,14 +248,16 @@ class Executor:
         return work
 
     @property
-    def _may_replay(self) -> bool:
-        # Of the threads as well as of the lanes: one that is overdue has its thread still.
-        punctual = sum(hop.replays for hop in self._punctual)
-        return punctual < max(1, self._lanes.open - 1) and self._replays < max(1, self._workers - 1)
+    def _free(self) -> int:
+        # Those who catch up may have every lane; then there is one more beside them.
+        lanes = max(self._lanes.open, 1 + sum(hop.replays for hop in self._punctual))
+        return min(self._idle, lanes - len(self._punctual))
 
     @property
-    def _free(self) -> int:
-        return min(self._idle, self._lanes.open - len(self._punctual))
+    def _free_to_replay(self) -> int:
+        # Not every thread: one that is overdue has left its lane, and has its thread still.
+        threads = max(1, self._workers - 1) - self._replays
+        return min(self._idle, self._lanes.open - len(self._punctual), threads)
 
     def _begin(self, hop: Hop) -> None:
         loop = asyncio.get_running_loop()
@@ -341,7 +345,8 @@ class Executor:
         computed = time.thread_time()
         self._look_after_connections()
         begun = now = time.monotonic()
-        give_way_at = begun + GIVE_WAY_AFTER
+        # What is given away counts for nothing: it is not how long an execution takes.
+        given, give_way_at = 0.0, begun + GIVE_WAY_AFTER
         for cohort, taken in hop.work:
             results: list[Outcome] = []
             hop.outcomes.append(results)
@@ -353,11 +358,11 @@ class Executor:
                 if self._closed or now > until:
                     break
                 results.append(_executed(cohort, due, batch))
-                now = time.monotonic()
-                if cohort.replays and now > give_way_at:
-                    time.sleep(GIVE_WAY)
-                    given, now = now, time.monotonic()
-                    give_way_at = now + max(GIVE_WAY_AFTER, now - given)
+                now = time.monotonic() - given
+                if cohort.replays and now > give_way_at and self._own is not None:
+                    took = _give_way()
+                    given += took
+                    give_way_at = now + max(GIVE_WAY_AFTER, took)
             cohort.asks_together = batch.has_kept
         hop.executions = sum(map(len, hop.outcomes))
         if hop.executions:
@@ -387,9 +392,17 @@ def _executed(cohort: Cohort, due: Due | Marker, batch: Batch) -> Outcome:
         return None
     try:
         return due.executed(cohort.execution, batch)
-    except Exception:
+    except (Exception, asyncio.CancelledError):
+        # Nobody cancels a thread: it is of something that a resolver has waited for.
         logger.exception("an execution failed for %s", due)
         return None
+
+
+def _give_way() -> float:
+    """Let others have the interpreter; return for how many seconds they had it."""
+    before = time.monotonic()
+    time.sleep(GIVE_WAY)
+    return time.monotonic() - before
 
 
 def _deliver(cohort: Cohort, taken: Taken, results: Sequence[str | None], trace: Trace | None, at: float) -> int:
