@@ -345,6 +345,8 @@ class Executor:
         computed = time.thread_time()
         self._look_after_connections()
         begun = now = time.monotonic()
+        # Not in a pool that was lent, whose thread has nobody to give way to.
+        gives_way = hop.replays and self._own is not None
         # What is given away counts for nothing: it is not how long an execution takes.
         given, give_way_at = 0.0, begun + GIVE_WAY_AFTER
         for cohort, taken in hop.work:
@@ -359,7 +361,7 @@ class Executor:
                     break
                 results.append(_executed(cohort, due, batch))
                 now = time.monotonic() - given
-                if cohort.replays and now > give_way_at and self._own is not None:
+                if gives_way and now > give_way_at:
                     took = _give_way()
                     given += took
                     give_way_at = now + max(GIVE_WAY_AFTER, took)
